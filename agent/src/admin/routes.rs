@@ -1,0 +1,328 @@
+//! What can be asked, and in which words it is answered.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use axum::{
+    Json, Router,
+    extract::{
+        DefaultBodyLimit, Extension, Path, Query, Request, State as Given,
+        rejection::{JsonRejection, PathRejection, QueryRejection},
+    },
+    http::{HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::Deserialize;
+use tokio::sync::{Semaphore, watch};
+use tracing::{error, info};
+
+use super::{Bounds, Inspect, Peer, trace};
+use crate::{
+    app::view::{Explanation, Failure, LogLevel, Pause, Paused, Readiness, Status, Undecided},
+    metrics,
+    telemetry::{LevelHandle, Levels},
+};
+
+/// Who answers; the first word of it is how clients know whom they talk to.
+const SERVER: &str = concat!("weir/", env!("CARGO_PKG_VERSION"));
+
+/// What the unix socket answers.
+const ALL: &[&str] = &[
+    "GET /status",
+    "GET /explain/WORKLOAD",
+    "GET /trace[?workload=WORKLOAD]",
+    "GET /tables",
+    "GET /metrics",
+    "GET /healthz",
+    "GET /readyz",
+    "GET /log",
+    "PUT /log?level=LEVEL",
+    "POST /pause",
+];
+/// What the TCP port answers.
+const HEALTH: &[&str] = &["GET /metrics", "GET /healthz", "GET /readyz"];
+/// Workloads that are named to somebody who asked for another one.
+const NAMED: usize = 20;
+
+/// What every request may need.
+#[derive(Clone)]
+pub(super) struct State {
+    inspect: Arc<dyn Inspect>,
+    level: LevelHandle,
+    pub(super) bounds: Bounds,
+    pub(super) drain: watch::Receiver<bool>,
+    /// One permit for each stream that may be open.
+    pub(super) traces: Arc<Semaphore>,
+    /// Refusals that readers of the trace were too slow for.
+    pub(super) skipped: Arc<AtomicU64>,
+}
+
+impl State {
+    pub(super) fn new(
+        inspect: Arc<dyn Inspect>,
+        level: LevelHandle,
+        bounds: Bounds,
+        drain: watch::Receiver<bool>,
+    ) -> Self {
+        let traces = Arc::new(Semaphore::new(bounds.traces));
+        Self { inspect, level, bounds, drain, traces, skipped: Arc::default() }
+    }
+
+    /// Asks where it may block.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&dyn Inspect) -> T + Send + 'static,
+    ) -> Result<T, Refused> {
+        let inspect = Arc::clone(&self.inspect);
+        let answer = tokio::task::spawn_blocking(move || question(&*inspect)).await;
+        answer.map_err(|problem| {
+            let problem = &problem as &dyn std::error::Error;
+            error!(error = problem, "a question to the agent broke: this is a bug");
+            let why = "the agent failed to answer: this is a bug; its log says more";
+            Refused::new(StatusCode::INTERNAL_SERVER_ERROR, why)
+        })
+    }
+
+    /// An error that names the workloads there are.
+    pub(super) async fn unknown_workload(&self, name: &str) -> Refused {
+        let status = match self.ask(Inspect::status).await {
+            Ok(status) => status,
+            Err(refused) => return refused,
+        };
+        let names: Vec<_> =
+            status.workloads.iter().map(|workload| workload.name.as_str()).collect();
+        let known = match names.get(NAMED..) {
+            _ if names.is_empty() => "there are none on this node".to_owned(),
+            Some(more) if !more.is_empty() => {
+                let named = names.get(..NAMED).unwrap_or_default().join(", ");
+                format!("expected one of {named} and {} more", more.len())
+            }
+            _ => format!("expected one of {}", names.join(", ")),
+        };
+        Refused::new(StatusCode::NOT_FOUND, format!("there is no workload `{name}`; {known}"))
+    }
+
+    /// The streams that are open.
+    fn open_traces(&self) -> usize {
+        self.bounds.traces.saturating_sub(self.traces.available_permits())
+    }
+}
+
+/// An answer that is not what was asked for.
+pub(super) struct Refused {
+    code: StatusCode,
+    failure: Failure,
+}
+
+impl Refused {
+    pub(super) fn new(code: StatusCode, error: impl Into<String>) -> Self {
+        Self { code, failure: Failure { error: error.into(), routes: Vec::new() } }
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.code, Json(self.failure)).into_response()
+    }
+}
+
+macro_rules! refused_from {
+    ($($rejection:ty),*) => {$(
+        impl From<$rejection> for Refused {
+            fn from(rejection: $rejection) -> Self {
+                Self::new(rejection.status(), rejection.body_text())
+            }
+        }
+    )*};
+}
+refused_from!(JsonRejection, PathRejection, QueryRejection);
+
+/// Everything, for the unix socket.
+pub(super) fn all(state: &State) -> Router {
+    let routes = answers()
+        .route("/status", get(status))
+        .route("/explain/{workload}", get(explain))
+        .route("/tables", get(tables))
+        .route("/log", get(log).put(set_log))
+        .route("/pause", post(pause));
+    // A stream may last; nothing else may.
+    let streams = Router::new().route("/trace", get(trace::stream));
+    finish(routes, streams, state, ALL)
+}
+
+/// Health and metrics, for the TCP port.
+pub(super) fn health(state: &State) -> Router {
+    finish(answers(), Router::new(), state, HEALTH)
+}
+
+fn answers() -> Router<State> {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+}
+
+fn finish(
+    routes: Router<State>,
+    streams: Router<State>,
+    state: &State,
+    known: &'static [&'static str],
+) -> Router {
+    let nowhere = move |request: Request| async move { unknown_route(&request, known) };
+    routes
+        .layer(middleware::from_fn_with_state(state.clone(), in_time))
+        .merge(streams)
+        .fallback(nowhere)
+        .method_not_allowed_fallback(nowhere)
+        .layer(DefaultBodyLimit::max(state.bounds.body))
+        .layer(middleware::map_response(signed))
+        .with_state(state.clone())
+}
+
+fn unknown_route(request: &Request, known: &'static [&'static str]) -> Refused {
+    let (method, path) = (request.method(), request.uri().path());
+    let is_path = |route: &&&str| {
+        let route = route.split_once(' ').map_or("", |(_, route)| route);
+        let end = route.find(['?', '[']).unwrap_or(route.len());
+        route.get(..end) == Some(path)
+    };
+    // A route with another method is told by its code as well.
+    let code = match known.iter().find(is_path) {
+        Some(_) => StatusCode::METHOD_NOT_ALLOWED,
+        None => StatusCode::NOT_FOUND,
+    };
+    let error =
+        format!("`{method} {path}` is not known here; expected one of {}", known.join(", "));
+    let mut refused = Refused::new(code, error);
+    refused.failure.routes = known.iter().map(|&route| route.to_owned()).collect();
+    refused
+}
+
+async fn signed(mut response: Response) -> Response {
+    response.headers_mut().insert(header::SERVER, HeaderValue::from_static(SERVER));
+    response
+}
+
+async fn in_time(Given(state): Given<State>, request: Request, next: Next) -> Response {
+    let bound = state.bounds.request;
+    tokio::time::timeout(bound, next.run(request)).await.unwrap_or_else(|_| {
+        let error =
+            format!("no answer within {} s: the agent is busy or stuck", bound.as_secs_f64());
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, error).into_response()
+    })
+}
+
+async fn status(Given(state): Given<State>) -> Result<Json<Status>, Refused> {
+    Ok(Json(state.ask(Inspect::status).await?))
+}
+
+async fn explain(
+    Given(state): Given<State>,
+    workload: Result<Path<String>, PathRejection>,
+) -> Result<Json<Explanation>, Refused> {
+    let Path(name) = workload?;
+    let asked = name.clone();
+    match state.ask(move |inspect: &dyn Inspect| inspect.explain(&asked)).await? {
+        Some(explanation) => Ok(Json(explanation)),
+        None => Err(state.unknown_workload(&name).await),
+    }
+}
+
+async fn tables(Given(state): Given<State>) -> Result<Json<serde_json::Value>, Refused> {
+    Ok(Json(state.ask(Inspect::tables_json).await?))
+}
+
+async fn pause(
+    Given(state): Given<State>,
+    Extension(peer): Extension<Peer>,
+    pause: Result<Json<Pause>, JsonRejection>,
+) -> Result<Json<Paused>, Refused> {
+    let Json(pause) = pause?;
+    let asked = pause.clone();
+    let workloads = match state.ask(move |inspect: &dyn Inspect| inspect.pause(&asked)).await? {
+        Ok(workloads) => workloads,
+        Err(why) => {
+            let status = state.ask(Inspect::status).await?;
+            return Err(match &pause.workload {
+                Some(name) if !status.workloads.iter().any(|known| known.name == *name) => {
+                    state.unknown_workload(name).await
+                }
+                _ => Refused::new(StatusCode::CONFLICT, why),
+            });
+        }
+    };
+    let (seconds, uid, pid) = (pause.seconds, peer.uid, peer.pid);
+    info!(?workloads, seconds, uid, pid, "audit: a pause was asked for");
+    Ok(Json(Paused { workloads }))
+}
+
+async fn log(Given(state): Given<State>) -> Result<Json<LogLevel>, Refused> {
+    match state.level.get() {
+        Ok(level) => Ok(Json(LogLevel { level })),
+        Err(error) => Err(Refused::new(StatusCode::CONFLICT, error.to_string())),
+    }
+}
+
+/// `PUT /log?level=...`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    level: String,
+}
+
+async fn set_log(
+    Given(state): Given<State>,
+    Extension(peer): Extension<Peer>,
+    wanted: Result<Query<Wanted>, QueryRejection>,
+) -> Result<Json<LogLevel>, Refused> {
+    let Query(Wanted { level }) = wanted?;
+    let levels: Levels =
+        level.parse().map_err(|error| Refused::new(StatusCode::BAD_REQUEST, format!("{error}")))?;
+    state
+        .level
+        .set(&levels)
+        .map_err(|error| Refused::new(StatusCode::CONFLICT, error.to_string()))?;
+    info!(level = %levels, uid = peer.uid, pid = peer.pid, "audit: the level of the log was changed");
+    log(Given(state)).await
+}
+
+async fn metrics(Given(state): Given<State>) -> Result<Response, Refused> {
+    let status = state.ask(Inspect::status).await?;
+    let traces = metrics::Traces {
+        open: state.open_traces() as u64,
+        skipped: state.skipped.load(Ordering::Relaxed),
+    };
+    let text = metrics::render(status, traces).map_err(|problem| {
+        error!(error = %problem, "metrics could not be written: this is a bug");
+        let why = "the agent failed to write its metrics: this is a bug";
+        Refused::new(StatusCode::INTERNAL_SERVER_ERROR, why)
+    })?;
+    Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+}
+
+/// That anybody answers says that the process lives; that it knows something, that no step of it
+/// is stuck.
+async fn healthz(Given(state): Given<State>) -> Result<&'static str, Refused> {
+    state.ask(Inspect::ready).await.map(|_| "ok\n")
+}
+
+async fn readyz(Given(state): Given<State>) -> Result<(StatusCode, Json<Readiness>), Refused> {
+    let (ready, status) =
+        state.ask(|inspect: &dyn Inspect| (inspect.ready(), inspect.status())).await?;
+    let with = |condition: &str| -> Vec<Undecided> {
+        let found = status.workloads.iter().filter(|workload| workload.condition == condition);
+        let undecided = found.map(|workload| Undecided {
+            workload: workload.name.clone(),
+            reason: workload.detail.clone().unwrap_or_default(),
+        });
+        undecided.collect()
+    };
+    let readiness =
+        Readiness { ready, undecided: with("undecided"), not_enforced: with("not-enforced") };
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Ok((code, Json(readiness)))
+}

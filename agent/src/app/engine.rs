@@ -1,0 +1,592 @@
+//! The agent's state and its transitions: what the file says, what the kernel holds, what is seen.
+//!
+//! One lock guards all of it ([`super::Shared`]); every method is one step that leaves it whole.
+//! It refuses to know who asks: timers, netlink, files and sockets are `super::run`'s.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use serde::Serialize;
+use tokio::sync::broadcast;
+use tracing::{debug, error, info, warn};
+use weir_common::{
+    layout::{Event, Hook},
+    verdict::{Reason, Verdict},
+};
+
+use super::{
+    memory::{self, Memory},
+    view,
+};
+use crate::{
+    clock::Clock,
+    compile::{Change, Identity, LineRef, NodeFacts, Tables, compile, diff},
+    config::{self, Evaluated, NodeFile, Report, evaluate, read},
+    datapath::{Attached, Attachment, Datapath, DatapathError, Target},
+    policy::{Effective, LastGood},
+    workload::{self, Interface, interfaces},
+};
+
+/// Refusals that are kept for each workload.
+const REFUSALS: usize = 10;
+/// Refusals that a slow reader of the trace may fall behind.
+const TRACE: usize = 1024;
+
+/// Everything the agent knows.
+pub struct Engine {
+    datapath: Datapath,
+    clock: Clock,
+    started_ns: u64,
+    path: PathBuf,
+    memory: PathBuf,
+    file: NodeFile,
+    last_good: BTreeMap<String, LastGood>,
+    loaded_at: f64,
+    reloads: view::Reloads,
+    problems: Vec<String>,
+    workloads: Vec<Known>,
+    uplinks: Vec<view::UplinkStatus>,
+    tables: Tables,
+    rates: BTreeMap<Identity, Rate>,
+    refusals: BTreeMap<Identity, VecDeque<view::Refusal>>,
+    trace: broadcast::Sender<view::Refusal>,
+    decided: bool,
+}
+
+/// A workload of the file.
+struct Known {
+    name: String,
+    identity: Identity,
+    location: String,
+    effective: Effective,
+    problems: Vec<String>,
+    attached: Result<Attached, String>,
+}
+
+/// How often a limit is asked.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    asked: u64,
+    at_ns: u64,
+    per_second: f64,
+}
+
+impl Engine {
+    /// Takes over the data plane. Nothing changes in the kernel until the first reload.
+    pub fn new(datapath: Datapath, path: PathBuf, memory: PathBuf, clock: Clock) -> Self {
+        let mut engine = Self {
+            datapath,
+            clock,
+            started_ns: clock.monotonic_ns(),
+            path,
+            memory,
+            file: NodeFile::default(),
+            last_good: BTreeMap::new(),
+            loaded_at: 0.0,
+            reloads: view::Reloads::default(),
+            problems: Vec::new(),
+            workloads: Vec::new(),
+            uplinks: Vec::new(),
+            tables: Tables::default(),
+            rates: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+            trace: broadcast::channel(TRACE).0,
+            decided: false,
+        };
+        engine.remember_last_good();
+        engine
+    }
+
+    /// What held before this process, so that a file that is broken now removes nothing.
+    fn remember_last_good(&mut self) {
+        match memory::load(&self.memory) {
+            Ok(Some(memory)) => {
+                let name = self.path.display().to_string();
+                if let Ok(reading) = read(&memory.file, &name, None) {
+                    self.file = reading.file;
+                }
+                self.last_good = memory.last_good;
+            }
+            Ok(None) => {}
+            Err(problem) => {
+                warn!(path = %self.memory.display(), error = %problem, "the last good policy is not known");
+            }
+        }
+    }
+
+    /// Reads the file and makes it hold. What cannot be understood keeps what it was.
+    pub fn reload(&mut self) {
+        let name = self.path.display().to_string();
+        let reading =
+            config::load(&self.path).map_err(|error| error.to_string()).and_then(|text| {
+                read(&text, &name, Some(&self.file))
+                    .map(|reading| (text, reading))
+                    .map_err(|problem| problem.to_string())
+            });
+        let (text, problems) = match reading {
+            Ok((text, reading)) => {
+                self.file = reading.file.clone();
+                (Some(text), Some(reading))
+            }
+            Err(problem) => {
+                self.reloads.failed += 1;
+                error!(
+                    file = name,
+                    problem, "the file was not understood; the last good one holds"
+                );
+                self.problems = vec![format!("{problem}; the last good file holds")];
+                (None, None)
+            }
+        };
+        let file = self.file.clone();
+        let evaluated = evaluate(&file, &self.last_good);
+        if let Some(reading) = &problems {
+            self.loaded_at = seconds(self.clock.realtime_ns());
+            self.reloads.succeeded += 1;
+            let compiled = self.compile(&evaluated);
+            let report = Report::of(reading, &evaluated, &compiled.overflows);
+            self.problems = report.problems.iter().map(ToString::to_string).collect();
+            for problem in &self.problems {
+                warn!(file = name, problem, "a part of the file does not hold");
+            }
+        }
+        self.hold(evaluated);
+        if let Some(text) = text {
+            let memory = Memory { file: text, last_good: self.last_good.clone() };
+            if let Err(problem) = memory::store(&self.memory, &memory) {
+                warn!(path = %self.memory.display(), error = %problem, "the last good policy was not kept for the next start");
+            }
+        }
+    }
+
+    fn compile(&self, evaluated: &[Evaluated<'_>]) -> crate::compile::Compiled {
+        let addresses = workload::node_addresses().unwrap_or_else(|problem| {
+            warn!(error = %problem, "the node's own addresses are not known; probes are not recognised");
+            Vec::new()
+        });
+        compile(
+            evaluated.iter().map(Evaluated::subject),
+            &NodeFacts { addresses },
+            Some(&self.tables),
+        )
+    }
+
+    fn hold(&mut self, evaluated: Vec<Evaluated<'_>>) {
+        let tables = self.compile(&evaluated).tables;
+        for change in diff(&self.tables, &tables) {
+            audit(&change);
+        }
+        if let Err(problem) = self.datapath.apply(&tables) {
+            error!(error = &problem as &dyn std::error::Error, "the tables do not hold as a whole");
+            self.problems.push(explain_error(&problem));
+        }
+        self.tables = tables;
+        let mut before: BTreeMap<String, Known> =
+            self.workloads.drain(..).map(|known| (known.name.clone(), known)).collect();
+        self.last_good = BTreeMap::new();
+        for Evaluated { workload, effective, last_good, problems } in evaluated {
+            self.last_good.insert(workload.name.clone(), last_good);
+            let known = before.remove(&workload.name);
+            self.workloads.push(Known {
+                name: workload.name.clone(),
+                identity: Identity::workload(&workload.name),
+                location: workload.location.to_string(),
+                effective,
+                problems: problems.iter().map(ToString::to_string).collect(),
+                attached: known
+                    .map_or_else(|| Err("not attached yet".to_owned()), |known| known.attached),
+            });
+        }
+        self.reconcile();
+    }
+
+    /// Attaches to what is there now.
+    pub fn reconcile(&mut self) {
+        let host = match interfaces::list() {
+            Ok(host) => host,
+            Err(problem) => {
+                error!(error = %problem, "cannot list this host's interfaces; attachments stay as they are");
+                return;
+            }
+        };
+        let mut wanted = Vec::new();
+        let mut missing = BTreeMap::new();
+        for workload in &self.file.workloads {
+            let identity = Identity::workload(&workload.name);
+            match workload::resolve(workload, identity, &host) {
+                Ok(attachment) => wanted.push(attachment),
+                Err(problem) => _ = missing.insert(identity, explain_error(&problem)),
+            }
+        }
+        let uplinks = self.wanted_uplinks(&host, &mut wanted);
+        let results = self.datapath.attach(&wanted);
+        self.note_attached(&results, &mut missing);
+        self.uplinks = uplinks
+            .into_iter()
+            .map(|(interface, found)| uplink_status(interface, found, &results))
+            .collect();
+        self.decided = true;
+    }
+
+    fn wanted_uplinks(
+        &self,
+        host: &[Interface],
+        wanted: &mut Vec<Attachment>,
+    ) -> Vec<(String, Result<Attachment, String>)> {
+        let mut uplinks = Vec::new();
+        for uplink in &self.file.uplinks {
+            let Some(found) = workload::resolve_uplink(uplink, host) else { continue };
+            let found = found.map_err(|problem| explain_error(&problem));
+            if let Ok(attachment) = &found {
+                wanted.push(attachment.clone());
+            }
+            uplinks.push((uplink.interface.clone(), found));
+        }
+        uplinks
+    }
+
+    fn note_attached(
+        &mut self,
+        results: &BTreeMap<Attachment, Result<Attached, DatapathError>>,
+        missing: &mut BTreeMap<Identity, String>,
+    ) {
+        let mut attached: BTreeMap<Identity, Result<Attached, String>> = BTreeMap::new();
+        for (attachment, result) in results {
+            if let Target::Workload { workload, .. } = attachment.target {
+                let result = match result {
+                    Ok(how) => Ok(how.clone()),
+                    Err(problem) => Err(explain_error(problem)),
+                };
+                attached.insert(workload, result);
+            }
+        }
+        for known in &mut self.workloads {
+            let now = attached.remove(&known.identity).unwrap_or_else(|| {
+                Err(missing.remove(&known.identity).unwrap_or_else(|| "not attached".to_owned()))
+            });
+            if now != known.attached {
+                match &now {
+                    Ok(how) => {
+                        info!(workload = known.name, location = known.location, kind = how.kind, before = ?how.before, "attached")
+                    }
+                    Err(reason) => warn!(
+                        workload = known.name,
+                        location = known.location,
+                        reason,
+                        "not enforced"
+                    ),
+                }
+                known.attached = now;
+            }
+        }
+    }
+
+    /// Whether somebody is missing who may appear without a link event of this namespace.
+    pub fn is_waiting(&self) -> bool {
+        self.workloads.iter().any(|known| known.attached.is_err())
+            || self.uplinks.iter().any(|uplink| uplink.attached.is_none())
+    }
+
+    /// Where the file wants metrics and health to be served.
+    pub const fn listen(&self) -> Option<SocketAddr> {
+        self.file.listen
+    }
+
+    /// What is due every second.
+    pub fn tick(&mut self) {
+        if let Err(problem) = self.datapath.tick() {
+            error!(error = &problem as &dyn std::error::Error, "cannot tidy the maps");
+        }
+        let now = self.clock.monotonic_ns();
+        let limits: Vec<Identity> =
+            self.tables.workloads.values().flat_map(|table| table.cells.keys()).copied().collect();
+        self.rates.retain(|identity, _| limits.contains(identity));
+        for identity in limits {
+            let Some(cell) = self.datapath.cell(identity) else { continue };
+            let counts = cell.counts;
+            let asked = counts.admitted.wrapping_add(counts.refused).wrapping_add(counts.shadowed);
+            let rate =
+                self.rates.entry(identity).or_insert(Rate { asked, at_ns: now, per_second: 0.0 });
+            let elapsed = seconds(now.saturating_sub(rate.at_ns));
+            if elapsed > 0.0 {
+                // A limit whose rate changed starts to count anew.
+                rate.per_second = asked.saturating_sub(rate.asked) as f64 / elapsed;
+            }
+            (rate.asked, rate.at_ns) = (asked, now);
+        }
+    }
+
+    /// Clears what time has made meaningless; due once in a while.
+    pub fn sweep(&mut self) {
+        let cleared = self.datapath.maps().clear_old_ways(&self.clock);
+        debug!(cleared, "cleared ways whose time has passed");
+    }
+
+    /// Takes in one event of the kernel.
+    pub fn record(&mut self, event: &Event) {
+        let Some(refusal) = self.refusal(event) else { return };
+        let identity = Identity::workload(&refusal.workload);
+        let kept = self.refusals.entry(identity).or_default();
+        kept.push_front(refusal.clone());
+        kept.truncate(REFUSALS);
+        // Nobody listens: nothing to tell.
+        let _ = self.trace.send(refusal);
+    }
+
+    fn refusal(&self, event: &Event) -> Option<view::Refusal> {
+        let identity = self.datapath.workload_in(event.slot)?;
+        let known = self.workloads.iter().find(|known| known.identity == identity)?;
+        let limit = self.datapath.limit_of_cell(event.cell);
+        let line = limit.and_then(|limit| self.line(&known.name, limit));
+        let hook = Hook::ALL.get(usize::from(event.hook)).copied()?;
+        let verdict = Verdict::ALL.get(usize::from(event.verdict)).copied()?;
+        let ago = self.clock.monotonic_ns().saturating_sub(event.time_ns);
+        let value =
+            line.and_then(|line| line.line(&known.effective)).map(|line| line.limit.to_string());
+        Some(view::Refusal {
+            time: seconds(self.clock.realtime_ns().saturating_sub(ago)),
+            workload: known.name.clone(),
+            direction: hook.direction().name().to_owned(),
+            hook: hook.name().to_owned(),
+            verdict: verdict.name().to_owned(),
+            reason: Reason::from_code(event.reason).map_or("unknown", Reason::name).to_owned(),
+            limit: line.map(|line| line.to_string()).unwrap_or_default(),
+            value: value.unwrap_or_default(),
+            offered_per_second: limit.map_or(0.0, |limit| self.offered(limit)),
+            source: endpoint(event.source.into(), (event.ports >> 16) as u16),
+            destination: endpoint(event.destination.into(), event.ports as u16),
+        })
+    }
+
+    fn line(&self, workload: &str, limit: Identity) -> Option<&LineRef> {
+        Some(&self.tables.workloads.get(workload)?.cells.get(&limit)?.line)
+    }
+
+    fn offered(&self, limit: Identity) -> f64 {
+        self.rates.get(&limit).map_or(0.0, |rate| rate.per_second)
+    }
+
+    /// The stream of refusals.
+    pub fn subscribe(&self) -> broadcast::Receiver<view::Refusal> {
+        self.trace.subscribe()
+    }
+
+    /// Whether every workload is decided.
+    pub const fn ready(&self) -> bool {
+        self.decided
+    }
+
+    /// The tables as the kernel has them.
+    pub fn tables_json(&self) -> serde_json::Value {
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            tables: &'a Tables,
+        }
+        serde_json::to_value(Shown { tables: &self.tables }).unwrap_or_default()
+    }
+
+    /// Pauses enforcement, or ends a pause; the names it concerned. The kernel ends it by itself.
+    pub fn pause(&mut self, pause: &view::Pause) -> Result<Vec<String>, String> {
+        /// A pause is for the length of an incident.
+        const LONGEST: u64 = 24 * 3600;
+        if pause.seconds > LONGEST {
+            return Err("a pause may last 24 hours at most".to_owned());
+        }
+        let until = match pause.seconds {
+            0 => 0,
+            seconds => self.clock.monotonic_ns() + seconds * 1_000_000_000,
+        };
+        let mut names = Vec::new();
+        for known in &self.workloads {
+            if pause.workload.as_ref().is_some_and(|name| *name != known.name) {
+                continue;
+            }
+            match self.datapath.shadow_until(known.identity, until) {
+                Ok(true) => {
+                    info!(workload = known.name, seconds = pause.seconds, "audit: pause");
+                    names.push(known.name.clone());
+                }
+                Ok(false) => {}
+                Err(problem) => return Err(explain_error(&problem)),
+            }
+        }
+        match (&pause.workload, names.is_empty()) {
+            (Some(name), true) => Err(format!("there is no workload `{name}`")),
+            _ => Ok(names),
+        }
+    }
+
+    /// Everything at a glance.
+    pub fn status(&self) -> view::Status {
+        let (sources, handshakes) = self.datapath.maps().live_ways(&self.clock);
+        view::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: seconds(self.clock.monotonic_ns().saturating_sub(self.started_ns)),
+            ready: self.ready(),
+            node_file: self.path.display().to_string(),
+            loaded_at: self.loaded_at,
+            reloads: self.reloads,
+            problems: self.problems.clone(),
+            workloads: self.workloads.iter().map(|known| self.workload_status(known)).collect(),
+            uplinks: self.uplinks.clone(),
+            live_sources: sources as u64,
+            live_handshakes: handshakes as u64,
+        }
+    }
+
+    /// One workload: what holds, where it comes from, what was refused.
+    pub fn explain(&self, name: &str) -> Option<view::Explanation> {
+        let known = self.workloads.iter().find(|known| known.name == name)?;
+        let lines = known.effective.lines.iter().map(|line| view::ExplainedLine {
+            limit: LineRef::Limit(line.slot).to_string(),
+            value: line.limit.to_string(),
+            origin: if line.kept {
+                format!(
+                    "{} (the last good value: what stands there now cannot be read)",
+                    line.origin
+                )
+            } else {
+                line.origin.to_string()
+            },
+            clamps: line.clamps.iter().map(ToString::to_string).collect(),
+            shadow: line.shadow.as_ref().map(ToString::to_string),
+        });
+        let refusals = self.refusals.get(&known.identity);
+        Some(view::Explanation {
+            workload: self.workload_status(known),
+            lines: lines.collect(),
+            problems: known.problems.clone(),
+            refusals: refusals.map(|kept| kept.iter().cloned().collect()).unwrap_or_default(),
+        })
+    }
+
+    fn workload_status(&self, known: &Known) -> view::WorkloadStatus {
+        let now = self.clock.monotonic_ns();
+        // Asked of the kernel's record: a pause outlives the agent that was told of it.
+        let until = self.datapath.shadowed_until(known.identity);
+        let paused = until.checked_sub(now).filter(|left| *left > 0);
+        let shadow = known.effective.lines.iter().all(|line| line.shadow.is_some());
+        let (condition, detail) = match &known.attached {
+            Err(_) if !self.decided => ("undecided", None),
+            Err(reason) => ("not-enforced", Some(reason.clone())),
+            Ok(_) if known.effective.lines.is_empty() => ("no-policy", None),
+            Ok(_) if paused.is_some() => ("paused", None),
+            Ok(_) if shadow => ("shadow", None),
+            Ok(attached) if !attached.before.is_empty() => {
+                let others = attached.before.join(", ");
+                (
+                    "enforced",
+                    Some(format!("programs of others run first and may decide first: {others}")),
+                )
+            }
+            Ok(_) => ("enforced", None),
+        };
+        let attached = known.attached.as_ref().ok();
+        view::WorkloadStatus {
+            name: known.name.clone(),
+            location: known.location.clone(),
+            condition: condition.to_owned(),
+            detail,
+            attached: attached.map(|attached| attached.kind.to_owned()),
+            before: attached.map(|attached| attached.before.clone()).unwrap_or_default(),
+            paused_seconds: paused.map(seconds),
+            limits: self.limits(known),
+            decisions: self.decisions(known),
+        }
+    }
+
+    fn limits(&self, known: &Known) -> Vec<view::LimitStatus> {
+        let Some(table) = self.tables.workloads.get(&known.name) else { return Vec::new() };
+        let mut limits: Vec<_> = table.cells.iter().collect();
+        limits.sort_by_key(|(_, cell)| cell.line);
+        let mut shown = Vec::new();
+        for (&identity, cell) in limits {
+            let (LineRef::Limit(_) | LineRef::Probe, Some(state)) =
+                (cell.line, self.datapath.cell(identity))
+            else {
+                continue;
+            };
+            let line = cell.line.line(&known.effective);
+            let slot = match cell.line {
+                LineRef::Limit(slot) => Some(slot),
+                _ => None,
+            };
+            let port = slot.and_then(|slot| slot.port).map(|port| port.to_string());
+            let to = slot.and_then(|slot| slot.to).map(|to| to.to_string());
+            shown.push(view::LimitStatus {
+                limit: cell.line.to_string(),
+                kind: cell.line.name().to_owned(),
+                port: port.unwrap_or_default(),
+                to: to.unwrap_or_default(),
+                beside: slot.is_some_and(|slot| slot.beside),
+                value: line.map(|line| line.limit.to_string()).unwrap_or_default(),
+                shadow: line.is_some_and(|line| line.shadow.is_some()),
+                tokens: state.tokens,
+                offered_per_second: self.offered(identity),
+                admitted: state.counts.admitted,
+                refused: state.counts.refused,
+                shadowed: state.counts.shadowed,
+            });
+        }
+        shown
+    }
+
+    fn decisions(&self, known: &Known) -> BTreeMap<String, BTreeMap<String, u64>> {
+        let mut decisions = BTreeMap::new();
+        let Some(slot) = self.datapath.slot(known.identity) else { return decisions };
+        for hook in Hook::ALL {
+            let tally = self.datapath.maps().tally(slot, hook).unwrap_or_default();
+            if tally.is_empty() {
+                continue;
+            }
+            let row = tally.into_iter().map(|(verdict, reason, count)| {
+                (format!("{} {}", verdict.name(), reason.name()), count)
+            });
+            decisions.insert(format!("{} {}", hook.name(), hook.direction().name()), row.collect());
+        }
+        decisions
+    }
+}
+
+fn uplink_status(
+    interface: String,
+    found: Result<Attachment, String>,
+    results: &BTreeMap<Attachment, Result<Attached, DatapathError>>,
+) -> view::UplinkStatus {
+    let attached = found.and_then(|attachment| match results.get(&attachment) {
+        Some(Ok(attached)) => Ok(attached.kind.to_owned()),
+        Some(Err(problem)) => Err(explain_error(problem)),
+        None => Err("not attached".to_owned()),
+    });
+    match attached {
+        Ok(kind) => view::UplinkStatus { interface, attached: Some(kind), detail: None },
+        Err(reason) => view::UplinkStatus { interface, attached: None, detail: Some(reason) },
+    }
+}
+
+/// Effective changes, for whoever asks later what changed and when.
+fn audit(change: &Change) {
+    info!(change = %serde_json::to_string(change).unwrap_or_default(), "audit: policy");
+}
+
+/// An error with its causes, in one line.
+fn explain_error(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        text = format!("{text}: {source}");
+        cause = source.source();
+    }
+    text
+}
+
+fn endpoint(address: IpAddr, port: u16) -> String {
+    SocketAddr::new(address, port).to_string()
+}
+
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}

@@ -1,0 +1,219 @@
+//! `weir agent`: the wiring of files, timers, netlink and sockets to the engine.
+
+mod engine;
+mod memory;
+mod netlink;
+pub mod view;
+
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use tokio::{
+    io::unix::AsyncFd,
+    signal::unix::{SignalKind, signal},
+    sync::{broadcast, watch},
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{error, info};
+
+pub use self::engine::Engine;
+use crate::{
+    admin::{self, Inspect},
+    clock::Clock,
+    datapath::{Datapath, Events},
+    telemetry::LevelHandle,
+};
+
+/// How `weir agent` runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The node file.
+    pub node_file: PathBuf,
+    /// The root of the pins, on a BPF file system.
+    pub pin_dir: PathBuf,
+    /// The admin socket. What must outlive the process lies beside it.
+    pub socket: PathBuf,
+    /// The address for metrics and health, instead of the node file's.
+    pub listen: Option<SocketAddr>,
+    /// The level at which the programs in the kernel log: 0 for not at all, 1 error to 5 trace.
+    pub bpf_log: u8,
+    /// Changes the level of the log.
+    pub level: LevelHandle,
+}
+
+/// The engine, for whoever asks.
+#[derive(Clone)]
+pub struct Shared(Arc<Mutex<Engine>>);
+
+impl Shared {
+    fn engine(&self) -> MutexGuard<'_, Engine> {
+        // A panic inside would be a bug; what the kernel holds is whole all the same.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a step of the engine where it may block.
+    async fn step<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&mut Engine) -> T + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let shared = self.clone();
+        tokio::task::spawn_blocking(move || step(&mut shared.engine()))
+            .await
+            .context("a step of the agent failed")
+    }
+}
+
+impl Inspect for Shared {
+    fn status(&self) -> view::Status {
+        self.engine().status()
+    }
+
+    fn explain(&self, workload: &str) -> Option<view::Explanation> {
+        self.engine().explain(workload)
+    }
+
+    fn pause(&self, pause: &view::Pause) -> Result<Vec<String>, String> {
+        self.engine().pause(pause)
+    }
+
+    fn ready(&self) -> bool {
+        self.engine().ready()
+    }
+
+    fn tables_json(&self) -> serde_json::Value {
+        self.engine().tables_json()
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<view::Refusal> {
+        self.engine().subscribe()
+    }
+}
+
+/// Runs the agent until it is told to stop. What it attached stays.
+pub fn run(options: Options) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(agent(options))
+}
+
+async fn agent(options: Options) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let clock = Clock;
+    let state = options.socket.parent().unwrap_or(Path::new("/")).to_owned();
+    let socket = admin::bind(&options.socket)?;
+    let datapath = Datapath::open(&options.pin_dir, clock, options.bpf_log)?;
+    // SAFETY: the ring owns its descriptor and is never replaced while it is registered.
+    let mut events =
+        unsafe { AsyncFd::register(datapath.events()?) }.context("cannot wait for events")?;
+    let memory = state.join("last-good.json");
+    let engine = Engine::new(datapath, options.node_file.clone(), memory, clock);
+    let shared = Shared(Arc::new(Mutex::new(engine)));
+    let mut links =
+        netlink::LinkEvents::open().context("cannot listen for interfaces that come and go")?;
+    let mut seen = Stamp::of(&options.node_file);
+    shared.step(Engine::reload).await?;
+    let listen = match options.listen {
+        Some(listen) => Some(listen),
+        None => shared.engine().listen(),
+    };
+    let tcp = match listen {
+        Some(address) => Some(
+            tokio::net::TcpListener::bind(address)
+                .await
+                .with_context(|| format!("cannot listen on {address} for metrics"))?,
+        ),
+        None => None,
+    };
+    let (stop, drain) = watch::channel(false);
+    let inspect: Arc<dyn Inspect> = Arc::new(shared.clone());
+    let admin = tokio::spawn(admin::serve(inspect, options.level.clone(), socket, tcp, drain));
+    info!(node_file = %options.node_file.display(), pins = %options.pin_dir.display(), socket = %options.socket.display(), "the agent runs");
+
+    let mut second = interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut poll = interval(Duration::from_millis(250));
+    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut check = interval(Duration::from_secs(30));
+    let mut day = interval(Duration::from_secs(6 * 3600));
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                seen = Stamp::of(&options.node_file);
+                shared.step(Engine::reload).await?;
+            }
+            ready = events.readable_mut() => {
+                let mut ready = ready.context("cannot wait for events")?;
+                shared.take(ready.get_inner_mut());
+                ready.clear_ready();
+            }
+            changed = links.changed() => {
+                changed.context("cannot listen for interfaces that come and go")?;
+                shared.step(Engine::reconcile).await?;
+            }
+            _ = poll.tick() => {
+                let now = Stamp::of(&options.node_file);
+                if now != seen {
+                    seen = now;
+                    shared.step(Engine::reload).await?;
+                }
+            }
+            _ = second.tick() => {
+                shared.step(|engine| {
+                    engine.tick();
+                    // Namespaces come without an event in this one.
+                    if engine.is_waiting() {
+                        engine.reconcile();
+                    }
+                }).await?;
+            }
+            _ = check.tick() => shared.step(Engine::reconcile).await?,
+            _ = day.tick() => shared.step(Engine::sweep).await?,
+        }
+    }
+    info!("the agent stops; what it attached goes on enforcing");
+    let _ = stop.send(true);
+    if tokio::time::timeout(Duration::from_secs(5), admin).await.is_err() {
+        error!("an admin request did not end in time");
+    }
+    Ok(())
+}
+
+impl Shared {
+    /// Takes in what the kernel told; bounded, so that a flood of events starves nobody.
+    fn take(&self, events: &mut Events) {
+        const AT_ONCE: usize = 4096;
+        let mut engine = self.engine();
+        for _ in 0..AT_ONCE {
+            let Some(event) = events.next_event() else { break };
+            engine.record(&event);
+        }
+    }
+}
+
+/// What tells one version of a file from another, also behind the symlinks of a mounted ConfigMap.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp(Option<(u64, u64, i64, i64, u64)>);
+
+impl Stamp {
+    fn of(path: &Path) -> Self {
+        Self(
+            fs::metadata(path)
+                .ok()
+                .map(|meta| (meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size())),
+        )
+    }
+}

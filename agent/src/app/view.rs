@@ -1,0 +1,244 @@
+//! What the agent tells of itself: the answers of the admin socket, as both sides know them.
+//!
+//! An older agent may leave fields out, and a newer one may send more: both can be read.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /status`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_seconds: f64,
+    /// Whether every workload is decided: enforced, or listed with the reason why not.
+    pub ready: bool,
+    /// The node file.
+    pub node_file: String,
+    /// When the file that holds was read, seconds since 1970.
+    pub loaded_at: f64,
+    /// How often the file was read.
+    pub reloads: Reloads,
+    /// What is wrong with the file on disk, and what holds in its place.
+    pub problems: Vec<String>,
+    /// The workloads, in the file's order.
+    pub workloads: Vec<WorkloadStatus>,
+    /// The uplinks.
+    pub uplinks: Vec<UplinkStatus>,
+    /// Sources that have a bucket of their own now.
+    pub live_sources: u64,
+    /// Handshakes that are remembered now.
+    pub live_handshakes: u64,
+}
+
+/// How often a file was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloads {
+    /// It was understood, perhaps but for single values.
+    pub succeeded: u64,
+    /// It was not understood; the last good one holds.
+    pub failed: u64,
+}
+
+/// What can be said of a workload: its policy holds; only counts; only counts until a pause ends;
+/// limits nothing; does not hold, for a reason; was not looked at yet.
+pub const CONDITIONS: [&str; 6] =
+    ["enforced", "shadow", "paused", "no-policy", "not-enforced", "undecided"];
+
+/// One workload of [`Status`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkloadStatus {
+    /// Its name.
+    pub name: String,
+    /// Where its packets are seen, for people: `eth0 in netns web`.
+    pub location: String,
+    /// One of [`CONDITIONS`].
+    pub condition: String,
+    /// Why it is not enforced, or what to know about it.
+    pub detail: Option<String>,
+    /// How programs are attached: `tcx`, `clsact`; absent when they are not.
+    pub attached: Option<String>,
+    /// Programs of others that run before Weir's.
+    pub before: Vec<String>,
+    /// Seconds until a pause ends.
+    pub paused_seconds: Option<f64>,
+    /// Its limits.
+    pub limits: Vec<LimitStatus>,
+    /// Decisions: hook and direction (`tc ingress`), then `verdict reason`, then count.
+    pub decisions: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// One uplink of [`Status`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UplinkStatus {
+    /// The interface.
+    pub interface: String,
+    /// `xdp`, `xdp-generic`; absent when nothing is attached.
+    pub attached: Option<String>,
+    /// Why not.
+    pub detail: Option<String>,
+}
+
+/// One limit of a workload.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LimitStatus {
+    /// The key with its port and destination: `connections.3306`.
+    pub limit: String,
+    /// The key alone, for metrics: `connections`.
+    pub kind: String,
+    /// The port, for metrics; empty for all.
+    pub port: String,
+    /// The destinations it holds for, for metrics; empty for all.
+    pub to: String,
+    /// Whether it is a workload's own line in shadow, beside a line of the administrator that
+    /// holds for the same port and destinations.
+    pub beside: bool,
+    /// Its value: `100/s burst=200`.
+    pub value: String,
+    /// Whether it only counts.
+    pub shadow: bool,
+    /// Tokens that could be taken now; absent for limits per source.
+    pub tokens: Option<u64>,
+    /// New connections per second that asked, over the last second.
+    pub offered_per_second: f64,
+    /// Connections admitted.
+    pub admitted: u64,
+    /// Connections refused.
+    pub refused: u64,
+    /// Connections that would have been refused, were it not in shadow.
+    pub shadowed: u64,
+}
+
+/// `GET /explain/NAME`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Explanation {
+    /// The workload as it stands.
+    pub workload: WorkloadStatus,
+    /// Each line of the effective policy.
+    pub lines: Vec<ExplainedLine>,
+    /// What is wrong in this workload's policy, and what holds in its place.
+    pub problems: Vec<String>,
+    /// The last refusals, newest first, ten at most.
+    pub refusals: Vec<Refusal>,
+}
+
+/// One line of an effective policy and where it comes from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExplainedLine {
+    /// The key with its port and destination.
+    pub limit: String,
+    /// What holds.
+    pub value: String,
+    /// Layer, file, line and column.
+    pub origin: String,
+    /// The clamps that applied, for people.
+    pub clamps: Vec<String>,
+    /// Why it only counts, if it does.
+    pub shadow: Option<String>,
+}
+
+/// A sampled refusal: a line of `GET /trace`, and of [`Explanation`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Refusal {
+    /// Seconds since 1970.
+    pub time: f64,
+    /// The workload.
+    pub workload: String,
+    /// `ingress` or `egress`.
+    pub direction: String,
+    /// `tc` or `xdp`.
+    pub hook: String,
+    /// `reset`, `drop` or `shadow`.
+    pub verdict: String,
+    /// Why.
+    pub reason: String,
+    /// The limit: `connections.3306`.
+    pub limit: String,
+    /// The limit's value.
+    pub value: String,
+    /// New connections per second that asked, over the last second.
+    pub offered_per_second: f64,
+    /// Address and port that the SYN came from.
+    pub source: String,
+    /// Address and port that it went to.
+    pub destination: String,
+}
+
+/// `POST /pause`.
+///
+/// Unknown fields are refused: without its workload, a pause would be for all of the node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pause {
+    /// The workload; absent for all of the node.
+    pub workload: Option<String>,
+    /// For how long; 0 ends a pause.
+    pub seconds: u64,
+}
+
+/// The answer to [`Pause`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paused {
+    /// The workloads it concerned.
+    pub workloads: Vec<String>,
+}
+
+/// A line of `GET /trace`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Traced {
+    /// The reader was too slow.
+    Lost {
+        /// How many refusals it missed.
+        lost: u64,
+    },
+    /// A refusal.
+    Refusal(Box<Refusal>),
+}
+
+/// `GET /log`, and the answer to `PUT /log?level=LEVEL`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLevel {
+    /// What is logged: `info`, or `weir::datapath=debug,info`.
+    pub level: String,
+}
+
+/// `GET /readyz`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// Whether every workload is decided.
+    pub ready: bool,
+    /// Workloads that were not looked at yet.
+    pub undecided: Vec<Undecided>,
+    /// Workloads whose policy does not hold; they are decided.
+    pub not_enforced: Vec<Undecided>,
+}
+
+/// A workload of [`Readiness`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undecided {
+    /// Its name.
+    pub workload: String,
+    /// Why, if that is known.
+    pub reason: String,
+}
+
+/// Any answer that is not what was asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What is wrong, for people.
+    pub error: String,
+    /// What could have been asked, if the question itself is unknown: by this a newer client knows
+    /// an older agent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<String>,
+}

@@ -1,0 +1,100 @@
+//! `weir agent`: runs the agent, or removes what it left in the kernel.
+
+use std::{io::Write, net::SocketAddr, path::PathBuf};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+
+use super::{DEFAULT_SOCKET, Exit, error::CliError};
+use crate::{
+    app,
+    datapath::{DEFAULT_PIN_ROOT, Datapath},
+    telemetry::{self, Format, Levels},
+};
+
+/// Run the agent of this node
+///
+/// It makes the kernel hold what the node file says, and goes on until it is told to stop (SIGTERM,
+/// SIGINT). What it attached stays and enforces: the next agent takes it over. SIGHUP reads the
+/// node file again, which happens by itself when the file changes.
+#[derive(Debug, Args)]
+pub(super) struct Agent {
+    /// What to protect, and how
+    #[arg(long, value_name = "FILE", required_unless_present = "uninstall")]
+    node_file: Option<PathBuf>,
+    /// Where programs and maps are pinned, on a BPF file system
+    #[arg(long, value_name = "FOLDER", default_value = DEFAULT_PIN_ROOT)]
+    pin_dir: PathBuf,
+    /// Where the agent answers; its folder also keeps the last good policy
+    #[arg(long, value_name = "PATH", env = "WEIR_SOCKET", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// Where metrics and health are served over TCP, instead of `admin.listen` of the node file
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// What is logged: off, error, warn, info, debug, trace, or a list like
+    /// info,weir::datapath=debug
+    #[arg(long, value_name = "LEVEL", env = "WEIR_LOG", default_value = "info")]
+    log: Levels,
+    /// How it is logged
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    log_format: Format,
+    /// What the programs in the kernel log, to find out what they do: each line costs them time
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t)]
+    bpf_log: BpfLog,
+    /// Remove all programs, pins and maps below --pin-dir; then nothing is limited any more
+    #[arg(long, conflicts_with_all = ["node_file", "listen", "bpf_log"])]
+    uninstall: bool,
+}
+
+/// What the programs in the kernel log.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum BpfLog {
+    #[default]
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl BpfLog {
+    const fn number(self) -> u8 {
+        match self {
+            Self::Off => 0,
+            Self::Error => 1,
+            Self::Warn => 2,
+            Self::Info => 3,
+            Self::Debug => 4,
+            Self::Trace => 5,
+        }
+    }
+}
+
+impl Agent {
+    pub(super) fn run(self, out: &mut dyn Write) -> Result<Exit, CliError> {
+        // The command line wants one or the other.
+        let Some(node_file) = self.node_file else { return uninstall(&self.pin_dir, out) };
+        let level = telemetry::init(&self.log, self.log_format).context("cannot start the log")?;
+        app::run(app::Options {
+            node_file,
+            pin_dir: self.pin_dir,
+            socket: self.socket,
+            listen: self.listen,
+            bpf_log: self.bpf_log.number(),
+            level,
+        })?;
+        Ok(Exit::Ok)
+    }
+}
+
+fn uninstall(pin_dir: &std::path::Path, out: &mut dyn Write) -> Result<Exit, CliError> {
+    let removed = Datapath::uninstall(pin_dir).context("cannot remove everything")?;
+    if removed.is_empty() {
+        writeln!(out, "nothing of Weir is below {}", pin_dir.display())?;
+    }
+    for what in removed {
+        writeln!(out, "removed {what}")?;
+    }
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,226 @@
+//! `weir explain WORKLOAD`: what holds, whose word it is, and what it refused.
+
+use std::{
+    fmt::{self, Write as _},
+    io::Write,
+};
+
+use clap::Args;
+
+use super::{
+    Answer, Asked, Exit,
+    client::{Question, encode},
+    error::CliError,
+    look::{Look, Mood, clean, duration, rate, value},
+    refusals,
+    table::{Cell, Side, Table, WIDTH, wrap},
+    write_json,
+};
+use crate::{
+    app::view::{ExplainedLine, Explanation, LimitStatus, WorkloadStatus},
+    metrics::{Kind, kind_of},
+};
+
+/// Where the facts about a line start.
+const FACTS: usize = 13;
+
+/// Show why a workload's connections were refused
+///
+/// Each line of the policy that holds, with its origin, what made it stricter, the tokens that are
+/// left and what it did; the decisions in the kernel; the last ten refusals.
+#[derive(Debug, Args)]
+pub(super) struct Explain {
+    /// The workload's name, as `weir status` shows it
+    workload: String,
+    #[command(flatten)]
+    asked: Asked,
+    #[command(flatten)]
+    answer: Answer,
+}
+
+impl Explain {
+    pub(super) fn run(self, out: &mut dyn Write) -> Result<Exit, CliError> {
+        let question = Question::get(format!("/explain/{}", encode(&self.workload)));
+        let answered = self.asked.agent().ask::<Explanation>(&question)?;
+        if self.answer.is_json() {
+            write_json(out, &answered.raw)?;
+        } else {
+            out.write_all(render(&answered.value, &Look::of_stdout()).as_bytes())?;
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+fn render(explanation: &Explanation, look: &Look) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = write_all(&mut text, explanation, look);
+    text
+}
+
+fn write_all(text: &mut String, explanation: &Explanation, look: &Look) -> fmt::Result {
+    let Explanation { workload, lines, problems, refusals } = explanation;
+    head(text, workload, look)?;
+    answer(text, explanation, look)?;
+    if !problems.is_empty() {
+        title(text, look, "PROBLEMS")?;
+        for problem in problems {
+            writeln!(text, "  {}", clean(problem))?;
+        }
+    }
+    title(text, look, "POLICY")?;
+    if lines.is_empty() {
+        writeln!(text, "  no limit holds for it")?;
+    }
+    for line in lines {
+        let limit = workload.limits.iter().find(|limit| limit.limit == line.limit);
+        explain_line(text, line, limit, look)?;
+    }
+    for limit in &workload.limits {
+        if !lines.iter().any(|line| line.limit == limit.limit) {
+            // Buckets beside the policy: probes.
+            heading(text, &limit.limit, &limit.value, look)?;
+            counts(text, limit)?;
+        }
+    }
+    let (decisions, faults) = decisions(workload);
+    table(text, look, "DECISIONS", decisions)?;
+    table(text, look, "FAULTS (the packets are among the decisions too)", faults)?;
+    table(text, look, "LAST REFUSALS (sampled)", refusals::table(refusals, look))
+}
+
+fn table(text: &mut String, look: &Look, heading: &str, table: Table) -> fmt::Result {
+    if table.is_empty() {
+        return Ok(());
+    }
+    title(text, look, heading)?;
+    text.push_str(&table.render(look));
+    Ok(())
+}
+
+fn head(text: &mut String, workload: &WorkloadStatus, look: &Look) -> fmt::Result {
+    let name = look.paint(Mood::Title, &clean(&workload.name));
+    let condition =
+        look.paint(Mood::of_condition(&workload.condition), &clean(&workload.condition));
+    write!(text, "{name}: {condition}")?;
+    if let Some(left) = workload.paused_seconds {
+        write!(text, " for another {}", duration(left))?;
+    }
+    write!(text, ", {}", clean(&workload.location))?;
+    match &workload.attached {
+        Some(kind) => writeln!(text, ", attached by {}", clean(kind))?,
+        None => writeln!(text, ", nothing attached")?,
+    }
+    if let Some(detail) = &workload.detail {
+        writeln!(text, "{}", wrap(&clean(detail), WIDTH).join("\n"))?;
+    }
+    Ok(())
+}
+
+/// In one sentence: what was refused last, and why.
+fn answer(text: &mut String, explanation: &Explanation, look: &Look) -> fmt::Result {
+    let Some(last) = explanation.refusals.first() else {
+        return writeln!(text, "nothing was refused lately");
+    };
+    let verb = if last.verdict == "shadow" { "would have refused" } else { "refused" };
+    let ago = look.ago(last.time);
+    let peer = if last.direction == "egress" { &last.destination } else { &last.source };
+    let toward = if last.direction == "egress" { "to" } else { "from" };
+    let sentence = if last.limit.is_empty() {
+        format!("{ago} ago a packet {toward} {peer} was refused: {}", last.reason)
+    } else {
+        let bucket = if last.value.is_empty() {
+            format!("`{}`", last.limit)
+        } else {
+            format!("`{}` ({})", last.limit, last.value)
+        };
+        let offered = rate(last.offered_per_second);
+        format!(
+            "{ago} ago {bucket} {verb} a connection {toward} {peer}: {}, {offered} were asking",
+            last.reason
+        )
+    };
+    writeln!(text, "{}", wrap(&clean(&sentence), WIDTH).join("\n"))
+}
+
+fn title(text: &mut String, look: &Look, title: &str) -> fmt::Result {
+    writeln!(text, "\n{}", look.paint(Mood::Title, title))
+}
+
+fn explain_line(
+    text: &mut String,
+    line: &ExplainedLine,
+    limit: Option<&LimitStatus>,
+    look: &Look,
+) -> fmt::Result {
+    heading(text, &line.limit, &line.value, look)?;
+    fact(text, "from", &line.origin)?;
+    line.clamps.iter().try_for_each(|clamp| fact(text, "clamped", clamp))?;
+    if let Some(shadow) = &line.shadow {
+        fact(text, "only counts", shadow)?;
+    }
+    limit.map_or(Ok(()), |limit| counts(text, limit))
+}
+
+fn heading(text: &mut String, limit: &str, full: &str, look: &Look) -> fmt::Result {
+    let value = clean(&value(limit, full));
+    let limit = look.paint(Mood::Title, &clean(limit));
+    if value.is_empty() {
+        return writeln!(text, "  {limit}");
+    }
+    writeln!(text, "  {limit} {value}")
+}
+
+fn counts(text: &mut String, limit: &LimitStatus) -> fmt::Result {
+    let left = match limit.tokens {
+        Some(1) => "1 token left, ".to_owned(),
+        Some(tokens) => format!("{tokens} tokens left, "),
+        None => "a bucket for each source, ".to_owned(),
+    };
+    fact(text, "now", &format!("{left}{} asking", rate(limit.offered_per_second)))?;
+    let mut so_far = format!("{} admitted, {} refused", limit.admitted, limit.refused);
+    if limit.shadow || limit.shadowed > 0 {
+        so_far.push_str(&format!(", {} would have been refused", limit.shadowed));
+    }
+    fact(text, "so far", &so_far)
+}
+
+/// A word and what it says of the line above, wrapped beside the word.
+fn fact(text: &mut String, word: &str, fact: &str) -> fmt::Result {
+    let indent = 4 + FACTS;
+    for (index, part) in wrap(&clean(fact), WIDTH - indent).iter().enumerate() {
+        let word = if index == 0 { word } else { "" };
+        writeln!(text, "    {word:<FACTS$}{part}")?;
+    }
+    Ok(())
+}
+
+/// The decisions, and what went otherwise than decided.
+fn decisions(workload: &WorkloadStatus) -> (Table, Table) {
+    let mut decisions = Table::new(&[
+        ("AT", Side::Left),
+        ("VERDICT", Side::Left),
+        ("REASON", Side::Left),
+        ("PACKETS", Side::Right),
+    ]);
+    let mut faults =
+        Table::new(&[("AT", Side::Left), ("REASON", Side::Left), ("TIMES", Side::Right)]);
+    for (place, row) in &workload.decisions {
+        for (what, count) in row {
+            let (verdict, reason) = what.split_once(' ').unwrap_or((what, ""));
+            let (at, count) = (place.as_str().into(), count.to_string().into());
+            match kind_of(reason) {
+                Kind::Decision => {
+                    let verdict = Cell::new(verdict, Mood::of_verdict(verdict));
+                    decisions.row([at, verdict, reason.into(), count]);
+                }
+                Kind::Fault | Kind::LostEvent => faults.row([at, reason.into(), count]),
+            }
+        }
+    }
+    (decisions, faults)
+}
+
+#[cfg(test)]
+#[path = "explain_tests.rs"]
+mod tests;

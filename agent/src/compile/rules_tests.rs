@@ -1,0 +1,323 @@
+//! Rules, and the way from one table to another.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    compile::{Change, diff},
+    policy::{
+        Administrator, Entry, Layers, Origin, Place, Ports, RESETS, Sourced, effective, parse_cidr,
+    },
+};
+
+/// What holds for a workload that says this, with these peers exempt.
+fn policy(rows: &[(&str, &str)], exempt: &[&str]) -> Effective {
+    let entry = |(key, value): &(&str, &str)| {
+        Entry::read(key, Place::BuiltIn, value, &Place::BuiltIn, true)
+    };
+    let entries: Vec<_> = rows.iter().map(entry).collect();
+    let exempt = exempt
+        .iter()
+        .map(|peer| Sourced { value: parse_cidr(peer).unwrap(), origin: Origin::BUILT_IN });
+    let administrator = Administrator { exempt: exempt.collect(), ..Administrator::default() };
+    let subject =
+        crate::policy::Subject { name: "web", labels: &BTreeMap::new(), ports: &Ports::new() };
+    let layers = Layers { administrator: &administrator, namespace: &[], workload: &entries };
+    effective(&subject, &layers, None).effective
+}
+
+fn subject<'a>(identity: &'a str, effective: &'a Effective) -> Subject<'a> {
+    Subject { identity, name: identity, effective, probes: None, resets: RESETS }
+}
+
+fn table(effective: &Effective) -> WorkloadTable {
+    let compiled = compile([subject("web", effective)], &NodeFacts::default(), None);
+    assert_eq!(compiled.overflows, []);
+    assert!(compiled.tables.missing_cells().is_empty());
+    compiled.tables.workloads["web"].clone()
+}
+
+fn shown(block: &Block) -> Vec<String> {
+    let flags = |rule: &Rule| match (rule.shadow, rule.drop) {
+        (false, false) => "",
+        (true, false) => " ~",
+        (false, true) => " drop",
+        (true, true) => " ~ drop",
+    };
+    block.rules.iter().map(|rule| format!("{}{}", rule.line, flags(rule))).collect()
+}
+
+fn port(number: u16) -> Port {
+    Port::new(number).unwrap()
+}
+
+#[test]
+fn without_limits_there_are_no_rules() {
+    let table = table(&policy(&[("on-limit.80", "drop")], &["10.0.0.0/8"]));
+    assert_eq!(table.ingress, Blocks::default());
+    assert_eq!(table.egress, Blocks::default());
+    assert_eq!(table.cells.keys().collect::<Vec<_>>(), [&table.resets]);
+}
+
+#[test]
+fn a_port_has_its_own_lines_and_those_for_all() {
+    let table = table(&policy(
+        &[
+            ("connections", "100/s"),
+            ("connections-per-source", "10/s"),
+            ("connections.80", "50/s shadow"),
+            ("connections-per-source.80", "5/s"),
+            ("connections.81", "7/s"),
+            ("outbound-connections.443", "9/s"),
+        ],
+        &["10.0.0.0/8"],
+    ));
+    assert_eq!(
+        shown(&table.ingress.any),
+        ["exempt 10.0.0.0/8", "connections-per-source", "connections"]
+    );
+    assert_eq!(
+        shown(&table.ingress.ports[&port(80)]),
+        [
+            "exempt 10.0.0.0/8",
+            "connections-per-source.80",
+            "connections-per-source",
+            "connections.80 ~",
+            "connections",
+        ]
+    );
+    assert_eq!(
+        shown(&table.ingress.ports[&port(81)]),
+        ["exempt 10.0.0.0/8", "connections-per-source", "connections.81", "connections"]
+    );
+    assert_eq!(table.ingress.ports.len(), 2);
+    assert_eq!(table.egress.any, Block::default());
+    assert_eq!(
+        shown(&table.egress.ports[&port(443)]),
+        ["exempt 10.0.0.0/8", "outbound-connections.443"]
+    );
+    // One cell for each line, however many blocks it stands in, and one for resets.
+    assert_eq!(table.cells.len(), 7);
+}
+
+#[test]
+fn narrow_destinations_come_before_wide_ones() {
+    let table = table(&policy(
+        &[(
+            "outbound-connections",
+            "1/s; 2/s to=10.0.0.0/8; 3/s to=10.1.2.3; 4/s to=2001:db8::/32",
+        )],
+        &[],
+    ));
+    assert_eq!(
+        shown(&table.egress.any),
+        [
+            "outbound-connections to=10.1.2.3",
+            "outbound-connections to=2001:db8::/32",
+            "outbound-connections to=10.0.0.0/8",
+            "outbound-connections",
+        ]
+    );
+    assert_eq!(table.egress.any.rules[0].peer, parse_cidr("10.1.2.3").ok());
+    assert_eq!(table.egress.any.rules[3].peer, None);
+}
+
+#[test]
+fn a_port_that_is_only_refused_otherwise_has_a_block_of_its_own() {
+    let table = table(&policy(
+        &[("connections", "1/s"), ("on-limit.80", "drop"), ("on-limit.81", "reset")],
+        &[],
+    ));
+    assert_eq!(shown(&table.ingress.any), ["connections"]);
+    assert_eq!(shown(&table.ingress.ports[&port(80)]), ["connections drop"]);
+    assert_eq!(table.ingress.ports.len(), 1, "port 81 is as any other");
+}
+
+#[test]
+fn probes_from_the_node_spend_from_their_own_bucket_at_their_ports() {
+    let effective = policy(&[("connections", "1/s"), ("connections.80", "1/s")], &["192.0.2.0/24"]);
+    let probes = Probes { from: None, ports: vec![port(8080)], bucket: Probes::BUCKET };
+    let facts = NodeFacts {
+        addresses: ["127.0.0.1", "10.0.0.1", "fe80::1", "2001:db8::1", "::1", "10.0.0.1"]
+            .map(|address| address.parse().unwrap())
+            .to_vec(),
+    };
+    let with = Subject { probes: Some(&probes), ..subject("web", &effective) };
+    let compiled = compile([with], &facts, None);
+    let table = &compiled.tables.workloads["web"];
+    assert_eq!(shown(&table.ingress.any), ["exempt 192.0.2.0/24", "connections"]);
+    assert_eq!(
+        shown(&table.ingress.ports[&port(8080)]),
+        ["exempt 192.0.2.0/24", "probes", "probes", "connections"]
+    );
+    assert_eq!(
+        shown(&table.ingress.ports[&port(80)]),
+        ["exempt 192.0.2.0/24", "connections.80", "connections"]
+    );
+    let from = Some(vec![parse_cidr("10.9.0.0/16").unwrap()]);
+    let probes = Probes { from, ..probes };
+    let with = Subject { probes: Some(&probes), ..subject("web", &effective) };
+    let compiled = compile([with], &facts, None);
+    let rules = &compiled.tables.workloads["web"].ingress.ports[&port(8080)].rules;
+    assert_eq!(rules[1].peer, parse_cidr("10.9.0.0/16").ok());
+    assert_eq!(rules.len(), 3);
+}
+
+#[test]
+fn a_rate_that_changes_keeps_the_cell() {
+    let cells = |value| {
+        let table = table(&policy(&[("connections", value)], &[]));
+        table.cells.into_iter().filter(|(_, cell)| cell.line.limit().is_some()).collect::<Vec<_>>()
+    };
+    let (slow, fast) = (cells("1/s"), cells("2/s shadow"));
+    assert_eq!(slow[0].0, fast[0].0);
+    assert_ne!(slow[0].1.params, fast[0].1.params);
+}
+
+#[test]
+fn too_many_rules_name_the_lines_and_keep_the_last_table() {
+    let list = |count: u8| {
+        let entries: Vec<_> = (0..count).map(|net| format!("1/s to=10.{net}.0.0/16")).collect();
+        entries.join("; ")
+    };
+    let fits = policy(&[("outbound-connections", &list(15))], &[]);
+    let before = compile([subject("web", &fits)], &NodeFacts::default(), None);
+    assert_eq!(before.overflows, []);
+
+    let too_many = policy(&[("outbound-connections", &list(17))], &[]);
+    let after = compile([subject("web", &too_many)], &NodeFacts::default(), Some(&before.tables));
+    assert_eq!(after.tables, before.tables);
+    let told = after.overflows[0].to_string();
+    assert!(
+        told.starts_with("workload web: 17 outbound rules for any port, at most 15 fit: "),
+        "{told}"
+    );
+    assert!(told.ends_with("; the last policy that fitted stays"), "{told}");
+
+    let first = compile([subject("web", &too_many)], &NodeFacts::default(), None);
+    assert_eq!(first.tables.workloads["web"].egress.any.rules.len(), 15);
+    let told = first.overflows[0].to_string();
+    assert!(told.ends_with("not enforced: outbound-connections to=10.15.0.0/16, outbound-connections to=10.16.0.0/16"), "{told}");
+}
+
+#[test]
+fn blocks_are_encoded_with_the_parameters_of_their_cells() {
+    let table = table(&policy(
+        &[
+            ("connections-per-source", "20/s burst=40 group=/24,/56"),
+            ("connections", "1/s refill=step shadow"),
+            ("on-limit", "drop"),
+        ],
+        &["10.0.0.0/8"],
+    ));
+    let order: Vec<_> = table.cells.keys().copied().collect();
+    let index = |identity| order.iter().position(|cell| *cell == identity).map(|at| at as u32 + 1);
+    let block = table.ingress.any.encode(&table, index).unwrap();
+    assert_eq!(block.count, 3);
+    let [exempt, source, limit] = [block.rules[0], block.rules[1], block.rules[2]];
+    assert_eq!((exempt.kind, exempt.cell, exempt.cost), (1, 0, 0));
+    assert_eq!((source.kind, source.group_v4, source.group_v6), (3, 24, 56));
+    assert_eq!((source.cost, source.burst), (50_000_000 / 64, 40 * 50_000_000 / 64));
+    assert_eq!(
+        (limit.cost, limit.burst, limit.step),
+        (256_000_000_000, 256_000_000_000, 256_000_000_000)
+    );
+    assert_eq!((source.flags, limit.flags), (2, 3));
+    assert!(source.cell > 0 && limit.cell > 0 && source.cell != limit.cell);
+    assert!(table.ingress.any.encode(&table, |_| None).is_none());
+}
+
+#[test]
+fn the_tables_are_shown_as_json() {
+    let effective =
+        policy(&[("connections.80", "50/s"), ("outbound-connections", "1/s to=10.0.0.0/8")], &[]);
+    let compiled = compile([subject("web", &effective)], &NodeFacts::default(), None);
+    let json = serde_json::to_value(&compiled.tables).unwrap();
+    let rule = &json["workloads"]["web"]["ingress"]["ports"]["80"][0];
+    assert_eq!(rule["line"]["limit"]["kind"], "connections");
+    assert_eq!(rule["peer"], serde_json::Value::Null);
+}
+
+fn random_tables() -> impl Strategy<Value = Tables> {
+    let key = prop_oneof![
+        Just("connections"),
+        Just("connections.80"),
+        Just("connections.81"),
+        Just("on-limit.80"),
+        Just("connections-per-source"),
+        Just("outbound-connections"),
+        Just("outbound-connections.443"),
+    ];
+    let row = (key, 1..4_u32, 0..3_u8).prop_map(|(key, rate, kind)| {
+        let value = match (key, kind) {
+            ("on-limit.80", 0) => "reset".to_owned(),
+            ("on-limit.80", _) => "drop".to_owned(),
+            ("outbound-connections", 1) => format!("{rate}/s to=10.0.0.0/8; 5/s"),
+            (_, 2) => format!("{rate}/s shadow"),
+            _ => format!("{rate}/s"),
+        };
+        (key.to_owned(), value)
+    });
+    let workload = ("[ab]", proptest::collection::vec(row, 0..5), "[xy]");
+    proptest::collection::vec(workload, 0..3).prop_map(|workloads| {
+        let mut tables = Tables::default();
+        for (identity, rows, name) in workloads {
+            let rows: Vec<_> =
+                rows.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+            let effective = policy(&rows, &[]);
+            let subject = Subject { name: &name, ..subject(&identity, &effective) };
+            tables
+                .workloads
+                .extend(compile([subject], &NodeFacts::default(), None).tables.workloads);
+        }
+        tables
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_changes_lead_from_one_table_to_the_other(from in random_tables(), to in random_tables()) {
+        let mut tables = from.clone();
+        for change in diff(&from, &to) {
+            tables.apply(&change);
+            prop_assert!(tables.missing_cells().is_empty(), "after {:?}", change);
+        }
+        prop_assert_eq!(&tables, &to);
+        prop_assert!(diff(&to, &to).is_empty());
+    }
+
+    #[test]
+    fn blocks_follow_the_cells_they_name(from in random_tables(), to in random_tables()) {
+        let changes = diff(&from, &to);
+        for (at, change) in changes.iter().enumerate() {
+            let Change::SetCell { workload, identity, .. } = change else { continue };
+            let table = &to.workloads[workload];
+            for direction in [Direction::Ingress, Direction::Egress] {
+                let blocks = table.blocks(direction);
+                let ports = blocks.ports.iter().map(|(port, block)| (Some(*port), block));
+                for (port, block) in ports.chain([(None, &blocks.any)]) {
+                    if block.rules.iter().all(|rule| rule.kind.cell() != Some(*identity)) {
+                        continue;
+                    }
+                    let block = block.clone();
+                    let workload = workload.clone();
+                    let set = Change::SetBlock { workload, direction, port, block };
+                    prop_assert!(changes[at..].contains(&set), "{:?} after {:?}", set, change);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_line_stands_in_every_block_it_holds_for(tables in random_tables()) {
+        for table in tables.workloads.values() {
+            for blocks in [&table.ingress, &table.egress] {
+                for rule in &blocks.any.rules {
+                    for block in blocks.ports.values() {
+                        prop_assert!(block.rules.iter().any(|other| other.line == rule.line));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The tables: what the kernel is to know, before it has numbers for slots, cells and blocks.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::Serialize;
+use weir_common::layout::{Direction, MAX_RULES};
+
+use super::cells::{Cell, Identity};
+use crate::policy::{Cidr, Effective, Group, LimitKind, Line, Port, Slot};
+
+/// All workloads, by identity.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Tables {
+    /// By the workload's identity (see [`super::Subject::identity`]).
+    pub workloads: BTreeMap<String, WorkloadTable>,
+}
+
+/// What holds for one workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WorkloadTable {
+    /// The name for people.
+    pub name: String,
+    /// Its identity in the kernel.
+    pub identity: Identity,
+    /// The cell of the budget for resets; it is among `cells`.
+    pub resets: Identity,
+    /// All cells that rules name.
+    pub cells: BTreeMap<Identity, Cell>,
+    /// Rules towards the workload.
+    pub ingress: Blocks,
+    /// Rules from the workload.
+    pub egress: Blocks,
+}
+
+impl WorkloadTable {
+    /// The blocks of a direction.
+    pub const fn blocks(&self, direction: Direction) -> &Blocks {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
+
+    pub(super) const fn blocks_mut(&mut self, direction: Direction) -> &mut Blocks {
+        match direction {
+            Direction::Ingress => &mut self.ingress,
+            Direction::Egress => &mut self.egress,
+        }
+    }
+}
+
+/// The blocks of one direction.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Blocks {
+    /// For every port that has no block of its own; empty when nothing holds there.
+    pub any: Block,
+    /// For single ports.
+    pub ports: BTreeMap<Port, Block>,
+}
+
+/// The rules for a port, in the order in which they are tried.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Block {
+    /// At most [`MAX_RULES`].
+    pub rules: Vec<Rule>,
+}
+
+impl Block {
+    /// Most rules in a block.
+    pub const MAX: usize = MAX_RULES;
+}
+
+/// One rule: for these peers, this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Rule {
+    /// The peers (source of ingress, destination of egress); `None` for all.
+    pub peer: Option<Cidr>,
+    /// What happens.
+    pub kind: RuleKind,
+    /// Counted and reported, not refused.
+    pub shadow: bool,
+    /// Refused in silence rather than by a RST.
+    pub drop: bool,
+    /// The line of the policy it comes from.
+    pub line: LineRef,
+}
+
+/// What a rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleKind {
+    /// Admits at once; nothing is spent.
+    Exempt,
+    /// Decides by this cell alone.
+    Probe(Identity),
+    /// Spends from the source's bucket.
+    Source {
+        /// The cell.
+        cell: Identity,
+        /// How sources are told apart.
+        group: Group,
+    },
+    /// Spends from this cell.
+    Limit(Identity),
+}
+
+impl RuleKind {
+    /// The cell, unless nothing is spent.
+    pub const fn cell(self) -> Option<Identity> {
+        match self {
+            Self::Exempt => None,
+            Self::Probe(cell) | Self::Source { cell, .. } | Self::Limit(cell) => Some(cell),
+        }
+    }
+}
+
+/// The line of the effective policy that a rule or a cell comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LineRef {
+    /// A limit; its slot names the line.
+    Limit(Slot),
+    /// An exempt peer.
+    Exempt(Cidr),
+    /// The bucket for health probes.
+    Probe,
+    /// The budget for resets.
+    Resets,
+}
+
+impl LineRef {
+    /// The word for it in metrics and for people: the key without its port.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Limit(slot) => slot.kind.name(),
+            Self::Exempt(_) => "exempt",
+            Self::Probe => "probes",
+            Self::Resets => "resets",
+        }
+    }
+
+    /// The line, with its origin and what clamped it, if it is a limit.
+    pub fn line<'a>(&self, effective: &'a Effective) -> Option<&'a Line> {
+        match self {
+            Self::Limit(slot) => effective.line(slot),
+            _ => None,
+        }
+    }
+
+    /// The limit's kind, if it is a limit.
+    pub const fn limit(&self) -> Option<LimitKind> {
+        match self {
+            Self::Limit(slot) => Some(slot.kind),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for LineRef {
+    /// The key with its port and destination, like `outbound-connections.443 to=10.0.0.0/8`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Limit(slot) => {
+                f.write_str(&slot.key())?;
+                if let Some(to) = slot.to {
+                    write!(f, " to={to}")?;
+                }
+                if slot.beside { f.write_str(" (shadow)") } else { Ok(()) }
+            }
+            Self::Exempt(peer) => write!(f, "exempt {peer}"),
+            Self::Probe | Self::Resets => f.write_str(self.name()),
+        }
+    }
+}

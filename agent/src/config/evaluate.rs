@@ -1,0 +1,93 @@
+//! From the node file to what holds for each workload.
+
+use std::collections::BTreeMap;
+
+use super::node_file::{NodeFile, Workload};
+use crate::{
+    compile,
+    policy::{Effective, LastGood, Layers, Line, Outcome, Port, Problem, Subject, effective},
+};
+
+/// What holds for one workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evaluated<'a> {
+    /// The workload.
+    pub workload: &'a Workload,
+    /// What holds.
+    pub effective: Effective,
+    /// What to hand to the next [`evaluate`].
+    pub last_good: LastGood,
+    /// What is wrong, and what holds in its place.
+    pub problems: Vec<Problem>,
+}
+
+impl Evaluated<'_> {
+    /// The workload as `compile` wants it.
+    pub fn subject(&self) -> compile::Subject<'_> {
+        let workload = self.workload;
+        compile::Subject {
+            identity: &workload.name,
+            name: &workload.name,
+            effective: &self.effective,
+            probes: workload.probes.as_ref(),
+            resets: workload.resets,
+        }
+    }
+}
+
+/// Evaluates all workloads, each with the last good values known under its name.
+pub fn evaluate<'a>(
+    file: &'a NodeFile,
+    last_good: &BTreeMap<String, LastGood>,
+) -> Vec<Evaluated<'a>> {
+    file.workloads
+        .iter()
+        .map(|workload| one(file, workload, last_good.get(&workload.name)))
+        .collect()
+}
+
+fn one<'a>(file: &NodeFile, workload: &'a Workload, last_good: Option<&LastGood>) -> Evaluated<'a> {
+    let subject =
+        Subject { name: &workload.name, labels: &workload.labels, ports: &workload.ports };
+    let layers =
+        Layers { administrator: &file.administrator, namespace: &[], workload: &workload.policy };
+    let Outcome { mut effective, last_good, mut problems } =
+        effective(&subject, &layers, last_good);
+    if workload.is_host() {
+        problems.extend(guard_management(workload, &mut effective));
+    }
+    Evaluated { workload, effective, last_good, problems }
+}
+
+/// Takes inbound limits without a port off the host's own interface: they would hold for SSH too,
+/// and whoever locks themselves out cannot mend the file.
+fn guard_management(workload: &Workload, effective: &mut Effective) -> Vec<Problem> {
+    const SSH: u16 = 22;
+    if workload.include_management {
+        return Vec::new();
+    }
+    let limits = |line: &Line, port: Option<u16>| {
+        line.slot.kind.is_inbound()
+            && line.shadow.is_none()
+            && line.slot.port.map(Port::number) == port
+    };
+    let mut problems = Vec::new();
+    for line in &effective.lines {
+        let (key, place) = (&line.written_key, || line.origin.place.clone());
+        let at = format!("`{}` is the host's own interface {}", workload.name, workload.location);
+        if limits(line, None) {
+            let what = format!("{at}: `{key}` without a port would limit SSH too");
+            let expected = format!("a port, like `{key}.443`, or `include-management: true`");
+            problems.push(Problem::error(place(), what, expected).effect("it is not enforced"));
+        } else if limits(line, Some(SSH)) {
+            let what = format!("{at}: `{key}` limits SSH");
+            let expected = "`include-management: true` beside it, to say that this is meant";
+            problems.push(Problem::warning(place(), what, expected));
+        }
+    }
+    effective.lines.retain(|line| !limits(line, None));
+    for problem in &mut problems {
+        problem.workload = Some(workload.name.clone());
+    }
+    problems
+}

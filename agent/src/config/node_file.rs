@@ -1,0 +1,170 @@
+//! The node file's model: what it says, with its defaults, and every place kept that somebody may
+//! want to be told.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
+
+use serde::Serialize;
+
+use crate::policy::{Administrator, Bucket, Entries, Place, Ports, Probes};
+
+/// What a node file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFile {
+    /// Where metrics and health are served over TCP, if anywhere.
+    pub listen: Option<SocketAddr>,
+    /// The administrator's words: mode, exempt peers, policies.
+    pub administrator: Administrator,
+    /// Interfaces to the outside.
+    pub uplinks: Vec<Uplink>,
+    /// The workloads, no two with one name or one interface.
+    pub workloads: Vec<Workload>,
+}
+
+impl NodeFile {
+    /// The workload of this name.
+    pub fn workload(&self, name: &str) -> Option<&Workload> {
+        self.workloads.iter().find(|workload| workload.name == name)
+    }
+}
+
+/// An interface to the outside, where refusals may come early.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Uplink {
+    /// Its name.
+    pub interface: String,
+    /// How the early program is attached.
+    pub xdp: XdpMode,
+    /// Where it stands in the file.
+    pub place: Place,
+}
+
+/// How an XDP program is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum XdpMode {
+    /// In the driver; an error where it cannot.
+    #[default]
+    Native,
+    /// In the stack, for drivers that cannot: it saves little and costs every packet something.
+    Generic,
+    /// Not at all.
+    Off,
+}
+
+impl XdpMode {
+    pub(super) const WORDS: &[(&str, Self)] =
+        &[("native", Self::Native), ("generic", Self::Generic), ("off", Self::Off)];
+}
+
+/// A workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Its name, which is also its identity.
+    pub name: String,
+    /// Where it stands in the file.
+    pub place: Place,
+    /// Where its packets are seen.
+    pub location: Location,
+    /// Its addresses, for the early program on uplinks; empty when they are to be found out.
+    pub addresses: Vec<IpAddr>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Names of its ports.
+    pub ports: Ports,
+    /// Its health probes.
+    pub probes: Option<Probes>,
+    /// Its budget for resets.
+    pub resets: Bucket,
+    /// Limits for all ports may hold on the host's own interface, management included.
+    pub include_management: bool,
+    /// Its own layer.
+    pub policy: Entries,
+}
+
+impl Workload {
+    /// Whether it is an interface of the host itself, by which the host is also managed.
+    pub const fn is_host(&self) -> bool {
+        matches!(self.location, Location::Host { .. })
+    }
+}
+
+/// Where a workload's packets are seen.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Location {
+    /// An interface of the host.
+    Host {
+        /// Its name.
+        interface: String,
+    },
+    /// An interface in a network namespace.
+    Namespace {
+        /// The namespace.
+        netns: Netns,
+        /// The interface's name inside.
+        interface: String,
+        /// On which side of it.
+        attach: Attach,
+    },
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host { interface } => write!(f, "{interface}"),
+            Self::Namespace { netns, interface, .. } => write!(f, "{interface} in {netns}"),
+        }
+    }
+}
+
+/// On which side of a namespace's interface programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attach {
+    /// The host's end of a veth where there is one, else inside.
+    #[default]
+    Auto,
+    /// The host's end of a veth.
+    Host,
+    /// Inside the namespace.
+    Pod,
+}
+
+impl Attach {
+    pub(super) const WORDS: &[(&str, Self)] =
+        &[("auto", Self::Auto), ("host", Self::Host), ("pod", Self::Pod)];
+}
+
+/// A network namespace, by the name that `ip netns` gives it or by its path.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Netns {
+    /// As `ip netns` lists it.
+    Name(String),
+    /// Any file that is one, like `/proc/PID/ns/net`.
+    Path(PathBuf),
+}
+
+impl Netns {
+    /// The file to open.
+    pub fn path(&self) -> PathBuf {
+        match self {
+            Self::Name(name) => PathBuf::from("/run/netns").join(name),
+            Self::Path(path) => path.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Netns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Path(path) => write!(f, "{}", path.display()),
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! YAML as a tree in which everything knows its place.
+//!
+//! The tree is made from the parser's events rather than by a derived deserializer, because the
+//! file has to be read as far as it can be: a deserializer stops at the first error, and takes
+//! `off` for a number or a truth value before anybody can say what was meant. Here every scalar
+//! is its text. Anchors, aliases, tags and several documents are refused: one file says one thing
+//! in one place.
+
+use granit_parser::{Event, Marker, Parser, ScalarStyle, Span};
+
+/// A place in the file, line and column from 1, columns in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct At {
+    pub(super) line: u32,
+    pub(super) column: u32,
+}
+
+impl At {
+    const START: Self = Self { line: 1, column: 1 };
+
+    fn of(marker: Marker) -> Self {
+        let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        // The parser counts columns from 0.
+        Self { line: number(marker.line()).max(1), column: number(marker.col()).saturating_add(1) }
+    }
+}
+
+/// A value and where it starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Node {
+    pub(super) at: At,
+    pub(super) value: Value,
+}
+
+/// What a value is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    /// Nothing at all: `key:` and no more, or `~`.
+    Nothing,
+    /// A text, a number, a truth value: all the same.
+    Scalar(Scalar),
+    /// A list.
+    Sequence(Vec<Node>),
+    /// Keys and values, in order.
+    Mapping(Vec<(Key, Node)>),
+}
+
+impl Value {
+    /// The word for it in errors.
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Scalar(_) => "a text",
+            Self::Sequence(_) => "a list",
+            Self::Mapping(_) => "keys and values",
+        }
+    }
+}
+
+/// A text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Scalar {
+    pub(super) text: String,
+    /// The text stands in the file letter for letter, from the node's place on.
+    pub(super) verbatim: bool,
+}
+
+/// The key of a mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    pub(super) at: At,
+    pub(super) text: String,
+}
+
+/// Why a text is no tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Broken {
+    pub(super) at: At,
+    pub(super) what: String,
+    pub(super) expected: &'static str,
+}
+
+/// A key that a mapping has twice. The first one counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Duplicate {
+    pub(super) at: At,
+    pub(super) key: String,
+    pub(super) first: At,
+}
+
+/// A tree and the keys that were written twice in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tree {
+    pub(super) root: Node,
+    pub(super) duplicates: Vec<Duplicate>,
+}
+
+/// Nothing that makes sense here is nested deeper. The bound keeps whoever walks the tree, by
+/// recursion, off the end of the stack.
+const DEEPEST: usize = 16;
+
+/// Reads a text.
+pub(super) fn read(source: &str) -> Result<Tree, Broken> {
+    let mut builder = Builder { source, ..Builder::default() };
+    for event in Parser::new_from_str(source) {
+        let (event, span) = event.map_err(|error| Broken {
+            at: At::of(*error.marker()),
+            what: format!("this is not YAML: {}", error.info()),
+            expected: "",
+        })?;
+        builder.event(&event, &span)?;
+    }
+    let root = builder.root.ok_or(Broken {
+        at: At::START,
+        what: "the file is empty".to_owned(),
+        expected: "at least `workloads: []`",
+    })?;
+    Ok(Tree { root, duplicates: builder.duplicates })
+}
+
+#[derive(Default)]
+struct Builder<'a> {
+    source: &'a str,
+    documents: usize,
+    open: Vec<Open>,
+    root: Option<Node>,
+    duplicates: Vec<Duplicate>,
+}
+
+/// A collection whose end has not come yet.
+enum Open {
+    Sequence(At, Vec<Node>),
+    Mapping(At, Vec<(Key, Node)>, Option<Key>),
+}
+
+impl Builder<'_> {
+    fn event(&mut self, event: &Event<'_>, span: &Span) -> Result<(), Broken> {
+        let at = At::of(span.start);
+        let broken = |what: &str, expected| Err(Broken { at, what: what.to_owned(), expected });
+        if event.tag().is_some() {
+            return broken("a tag (`!…`) stands here", "plain values without tags");
+        }
+        match event {
+            Event::Alias(_) => broken("an alias (`*…`) stands here", "the value itself"),
+            Event::Scalar(_, _, anchor, _)
+            | Event::SequenceStart(_, anchor, _)
+            | Event::MappingStart(_, anchor, _)
+                if *anchor > 0 =>
+            {
+                broken("an anchor (`&…`) stands here", "the value alone: aliases are not read")
+            }
+            Event::DocumentStart(..) => {
+                self.documents += 1;
+                if self.documents > 1 {
+                    return broken("a second document starts here", "one document in the file");
+                }
+                Ok(())
+            }
+            Event::Scalar(text, style, _, _) => self.scalar(text, *style, span),
+            Event::SequenceStart(..) => self.open(Open::Sequence(at, Vec::new()), at),
+            Event::MappingStart(..) => self.open(Open::Mapping(at, Vec::new(), None), at),
+            Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
+                Some(Open::Sequence(at, items)) => {
+                    self.value(Node { at, value: Value::Sequence(items) })
+                }
+                Some(Open::Mapping(at, pairs, _)) => {
+                    self.value(Node { at, value: Value::Mapping(pairs) })
+                }
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    fn open(&mut self, collection: Open, at: At) -> Result<(), Broken> {
+        let broken = |what: &str, expected| Err(Broken { at, what: what.to_owned(), expected });
+        if self.open.len() >= DEEPEST {
+            return broken("this is nested too deeply", "at most 16 levels");
+        }
+        if let Some(Open::Mapping(_, _, None)) = self.open.last() {
+            return broken("a list or mapping stands where a key should", "a key, which is a text");
+        }
+        self.open.push(collection);
+        Ok(())
+    }
+
+    fn scalar(&mut self, text: &str, style: ScalarStyle, span: &Span) -> Result<(), Broken> {
+        let mut at = At::of(span.start);
+        let written = span.slice(self.source).unwrap_or_default();
+        let inner = match style {
+            ScalarStyle::SingleQuoted | ScalarStyle::DoubleQuoted => {
+                at.column = at.column.saturating_add(1);
+                written.get(1..written.len().saturating_sub(1)).unwrap_or_default()
+            }
+            _ => written,
+        };
+        if let Some(Open::Mapping(_, _, key @ None)) = self.open.last_mut() {
+            *key = Some(Key { at: At::of(span.start), text: text.to_owned() });
+            return Ok(());
+        }
+        let is_nothing = style == ScalarStyle::Plain && matches!(text, "" | "~" | "null");
+        let value = if is_nothing {
+            Value::Nothing
+        } else {
+            Value::Scalar(Scalar { text: text.to_owned(), verbatim: inner == text })
+        };
+        self.value(Node { at, value })
+    }
+
+    fn value(&mut self, node: Node) -> Result<(), Broken> {
+        match self.open.last_mut() {
+            None => self.root = Some(node),
+            Some(Open::Sequence(_, items)) => items.push(node),
+            Some(Open::Mapping(_, pairs, key)) => {
+                // A value without a key cannot come: the first node of a pair became the key.
+                let Some(key) = key.take() else { return Ok(()) };
+                match pairs.iter().find(|(first, _)| first.text == key.text) {
+                    Some((first, _)) => {
+                        let (first, Key { at, text: key }) = (first.at, key);
+                        self.duplicates.push(Duplicate { at, key, first });
+                    }
+                    None => pairs.push((key, node)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(line: u32, column: u32) -> At {
+        At { line, column }
+    }
+
+    fn pairs(source: &str) -> Vec<(Key, Node)> {
+        match read(source).unwrap().root.value {
+            Value::Mapping(pairs) => pairs,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn everything_knows_its_place() {
+        let pairs = pairs("a: off\nb:\n  - 'x y'\n  - \"z\"\nc: {d: ~}\n");
+        assert_eq!((pairs[0].0.at, pairs[0].1.at), (at(1, 1), at(1, 4)));
+        assert_eq!(
+            pairs[0].1.value,
+            Value::Scalar(Scalar { text: "off".to_owned(), verbatim: true })
+        );
+        let Value::Sequence(items) = &pairs[1].1.value else { panic!("{pairs:?}") };
+        assert_eq!((items[0].at, items[1].at), (at(3, 6), at(4, 6)), "behind the quote");
+        let Value::Mapping(inner) = &pairs[2].1.value else { panic!("{pairs:?}") };
+        assert_eq!((inner[0].0.at, &inner[0].1.value), (at(5, 5), &Value::Nothing));
+    }
+
+    #[test]
+    fn columns_count_characters() {
+        assert_eq!(pairs("é: ü\n")[0].1.at, at(1, 4));
+    }
+
+    #[test]
+    fn texts_that_differ_from_what_is_written_are_not_verbatim() {
+        let verbatim = |source| match &pairs(source)[0].1.value {
+            Value::Scalar(scalar) => scalar.verbatim,
+            other => panic!("{other:?}"),
+        };
+        assert!(verbatim("a: b c"));
+        assert!(verbatim("a: 'b c'"));
+        assert!(!verbatim("a: 'b''c'"));
+        assert!(!verbatim("a: \"b\\tc\""));
+        assert!(!verbatim("a: b\n  c"));
+        assert!(!verbatim("a: >\n  b\n  c"));
+    }
+
+    #[test]
+    fn keys_written_twice_are_found_at_every_level() {
+        let tree = read("a: 1\nb: {c: 1, c: 2}\na: 3\n").unwrap();
+        let found: Vec<_> = tree
+            .duplicates
+            .iter()
+            .map(|twice| (twice.key.as_str(), twice.at, twice.first))
+            .collect();
+        assert_eq!(found, [("c", at(2, 11), at(2, 5)), ("a", at(3, 1), at(1, 1))]);
+        assert_eq!(pairs("a: 1\na: 3\n").len(), 1);
+    }
+
+    #[test]
+    fn what_is_not_one_plain_document_is_refused_with_its_place() {
+        for (source, place, what) in [
+            ("", at(1, 1), "empty"),
+            ("# only a comment\n", at(1, 1), "empty"),
+            ("a: &x 1\n", at(1, 7), "anchor"),
+            ("a: [1]\nb: *x\n", at(2, 4), "not YAML"),
+            ("a: !!str 1\n", at(1, 10), "tag"),
+            ("a: 1\n---\nb: 2\n", at(2, 1), "second document"),
+            ("? [a]\n: 1\n", at(1, 3), "where a key should"),
+            ("a: [1\n", at(1, 4), "not YAML"),
+            ("a: b: c\n", at(1, 5), "not YAML"),
+            ("a:\n\tb: 1\n", at(2, 1), "not YAML"),
+        ] {
+            let broken = read(source).unwrap_err();
+            assert!(broken.what.contains(what), "{source:?}: {broken:?}");
+            assert_eq!(broken.at.line, place.line, "{source:?}: {broken:?}");
+        }
+        let deep = "[".repeat(10_000);
+        assert!(read(&deep).is_err());
+        let deep = format!("{}{}", "[".repeat(100), "]".repeat(100));
+        assert!(read(&deep).unwrap_err().what.contains("nested"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_tree_or_broken(source in ".{0,200}") {
+            let _ = read(&source);
+        }
+
+        #[test]
+        fn any_pieces_of_yaml_are_a_tree_or_broken(
+            pieces in proptest::collection::vec(prop_oneof![
+                Just("a"), Just(": "), Just("\n"), Just("  "), Just("- "), Just("["), Just("]"),
+                Just("{"), Just("}"), Just("'"), Just("\""), Just("? "), Just("&a "), Just("*a"),
+                Just("|\n"), Just("#"), Just(","), Just("---\n"), Just("!t "), Just("é"),
+            ], 0..30),
+        ) {
+            let _ = read(&pieces.concat());
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! The maps, typed: who writes what stands in [`weir_common::layout`].
+
+use std::{
+    fs,
+    mem::offset_of,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use aya::maps::{Array, HashMap, MapData, MapError, MapType, PerCpuArray};
+use memmap2::{MmapOptions, MmapRaw};
+use weir_common::{
+    addr::Addr,
+    layout::{
+        Block, CellLine, Config, Counts, HOOKS, Hook, MAX_CELLS, PENDING_LINES, Record,
+        SOURCE_LINES, Tally, Workload,
+    },
+    nh::{self, Secret},
+    source,
+    verdict::{Reason, Verdict},
+    way::{self, Tick},
+};
+
+use super::error::DatapathError;
+use crate::clock::Clock;
+
+/// All pinned maps.
+pub(super) const NAMES: [&str; 14] = [
+    "CONFIG",
+    "CELLS",
+    "RECORDS",
+    "COUNTS",
+    "WORKLOADS",
+    "TALLIES",
+    "INTERFACES",
+    "ADDRESSES",
+    "PORTS",
+    "BLOCKS",
+    "SOURCES",
+    "PENDING",
+    "SLOTS",
+    "EVENTS",
+];
+
+/// Words of [`Config`] that change while programs read it.
+const HEARTBEAT_WORD: usize = offset_of!(Config, heartbeat_ns) / 8;
+const CLOCK_OFFSET_WORD: usize = offset_of!(Config, clock_offset_ns) / 8;
+
+/// The least time between two events of one limit on one CPU.
+const EVENT_INTERVAL_NS: u64 = 10_000_000;
+
+/// Memory of an array map, as words.
+struct Mapped {
+    memory: MmapRaw,
+    words: usize,
+}
+
+impl std::fmt::Debug for Mapped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} words", self.words)
+    }
+}
+
+impl Mapped {
+    fn open(directory: &Path, name: &'static str, words: usize) -> Result<Self, DatapathError> {
+        let data = pinned(directory, name)?;
+        let memory = MmapOptions::new()
+            .len(words * size_of::<u64>())
+            .map_raw(data.fd().as_fd().as_raw_fd())
+            .map_err(|source| DatapathError::Mapping { name, source })?;
+        Ok(Self { memory, words })
+    }
+
+    fn word(&self, index: usize) -> Option<&AtomicU64> {
+        if index >= self.words {
+            return None;
+        }
+        // SAFETY: within the mapping, which lives as long as `self`; page-aligned, so each word is
+        // aligned; the kernel changes it only by atomics or whole-word stores.
+        Some(unsafe { AtomicU64::from_ptr(self.memory.as_mut_ptr().cast::<u64>().add(index)) })
+    }
+
+    fn words(&self) -> impl Iterator<Item = &AtomicU64> {
+        (0..self.words).filter_map(|index| self.word(index))
+    }
+}
+
+/// The maps that may be read at any time, and the words that are changed in place.
+pub struct Maps {
+    config: Mapped,
+    cells: Mapped,
+    sources: Mapped,
+    pending: Mapped,
+    counts: PerCpuArray<MapData, Counts>,
+    tallies: PerCpuArray<MapData, Tally>,
+}
+
+/// The maps that the agent alone writes.
+pub(super) struct Writers {
+    pub(super) records: Array<MapData, Record>,
+    pub(super) workloads: Array<MapData, Workload>,
+    pub(super) blocks: Array<MapData, Block>,
+    pub(super) ports: HashMap<MapData, u32, u32>,
+    pub(super) interfaces: HashMap<MapData, u32, u32>,
+    pub(super) addresses: HashMap<MapData, Addr, u32>,
+    counts: PerCpuArray<MapData, Counts>,
+    tallies: PerCpuArray<MapData, Tally>,
+}
+
+impl Writers {
+    pub(super) fn open(directory: &Path) -> Result<Self, DatapathError> {
+        Ok(Self {
+            records: array(directory, "RECORDS")?,
+            workloads: array(directory, "WORKLOADS")?,
+            blocks: array(directory, "BLOCKS")?,
+            ports: hash(directory, "PORTS")?,
+            interfaces: hash(directory, "INTERFACES")?,
+            addresses: hash(directory, "ADDRESSES")?,
+            counts: per_cpu(directory, "COUNTS")?,
+            tallies: per_cpu(directory, "TALLIES")?,
+        })
+    }
+
+    /// Forgets what happened at a cell: it is another limit's now.
+    pub(super) fn clear_counts(&mut self, cell: u32) -> Result<(), DatapathError> {
+        clear(&mut self.counts, "COUNTS", cell)
+    }
+
+    /// Forgets what happened to a workload: the slot is another's now.
+    pub(super) fn clear_tallies(&mut self, slot: u32) -> Result<(), DatapathError> {
+        (0..HOOKS).try_for_each(|hook| clear(&mut self.tallies, "TALLIES", slot * HOOKS + hook))
+    }
+}
+
+fn clear<T: aya::Pod + Default>(
+    map: &mut PerCpuArray<MapData, T>,
+    name: &'static str,
+    index: u32,
+) -> Result<(), DatapathError> {
+    let failed = |source| DatapathError::Map { name, source };
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed(MapError::IoError(error)))?;
+    let zeros = aya::maps::PerCpuValues::try_from(vec![T::default(); cpus])
+        .map_err(|error| failed(MapError::IoError(error)))?;
+    map.set(index, zeros, 0).map_err(failed)
+}
+
+/// What happened at a limit, summed over CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct CellCounts {
+    /// Takes that found a token.
+    pub admitted: u64,
+    /// Takes that were refused.
+    pub refused: u64,
+    /// Takes that would have been refused, were the line not in shadow.
+    pub shadowed: u64,
+}
+
+impl CellCounts {
+    /// Both together.
+    pub(super) const fn and(self, other: Self) -> Self {
+        Self {
+            admitted: self.admitted.wrapping_add(other.admitted),
+            refused: self.refused.wrapping_add(other.refused),
+            shadowed: self.shadowed.wrapping_add(other.shadowed),
+        }
+    }
+}
+
+/// The decisions of a workload at a hook, summed over CPUs; only those that happened.
+pub type TallyView = Vec<(Verdict, Reason, u64)>;
+
+impl Maps {
+    pub(super) fn open(directory: &Path) -> Result<Self, DatapathError> {
+        const LINE: usize = size_of::<CellLine>() / size_of::<u64>();
+        Ok(Self {
+            config: Mapped::open(directory, "CONFIG", size_of::<Config>() / size_of::<u64>())?,
+            cells: Mapped::open(directory, "CELLS", MAX_CELLS as usize * LINE)?,
+            sources: Mapped::open(directory, "SOURCES", SOURCE_LINES as usize * LINE)?,
+            pending: Mapped::open(directory, "PENDING", PENDING_LINES as usize * LINE)?,
+            counts: per_cpu(directory, "COUNTS")?,
+            tallies: per_cpu(directory, "TALLIES")?,
+        })
+    }
+
+    /// Draws the secret of new maps; sets what this agent decides.
+    pub(super) fn prepare(&self, directory: &Path, clock: &Clock) -> Result<(), DatapathError> {
+        let failed = |source| DatapathError::Map { name: "CONFIG", source };
+        let mut entry: Array<MapData, Config> = array(directory, "CONFIG")?;
+        let mut config = entry.get(&0, 0).map_err(failed)?;
+        if config.secret == [0; nh::WORDS] {
+            let mut bytes = [0; size_of::<Secret>()];
+            getrandom::fill(&mut bytes)
+                .map_err(|error| failed(MapError::IoError(std::io::Error::other(error))))?;
+            for (word, bytes) in config.secret.iter_mut().zip(bytes.as_chunks().0) {
+                *word = u64::from_ne_bytes(*bytes);
+            }
+        }
+        config.event_interval_ns = EVENT_INTERVAL_NS;
+        entry.set(0, config, 0).map_err(failed)?;
+        self.beat(clock);
+        Ok(())
+    }
+
+    /// Tells the kernel that the agent lives, and what time it is.
+    pub(super) fn beat(&self, clock: &Clock) {
+        let set = |word, value| {
+            if let Some(word) = self.config.word(word) {
+                word.store(value, Ordering::Relaxed);
+            }
+        };
+        set(CLOCK_OFFSET_WORD, clock.realtime_ns().wrapping_sub(clock.monotonic_ns()));
+        set(HEARTBEAT_WORD, clock.monotonic_ns());
+    }
+
+    /// The state word of a cell.
+    pub(super) fn cell(&self, index: u32) -> Option<&AtomicU64> {
+        self.cells.word(index as usize * 8)
+    }
+
+    /// What happened at a cell.
+    pub fn counts(&self, cell: u32) -> Result<CellCounts, DatapathError> {
+        let values = self
+            .counts
+            .get(&cell, 0)
+            .map_err(|source| DatapathError::Map { name: "COUNTS", source })?;
+        // Wrapping: a refund may be counted on another CPU than the take.
+        let sum =
+            |field: fn(&Counts) -> u64| values.iter().map(field).fold(0u64, u64::wrapping_add);
+        Ok(CellCounts {
+            admitted: sum(|counts| counts.admitted),
+            refused: sum(|counts| counts.refused),
+            shadowed: sum(|counts| counts.shadowed),
+        })
+    }
+
+    /// The decisions of a slot at a hook.
+    pub fn tally(&self, slot: u32, hook: Hook) -> Result<TallyView, DatapathError> {
+        let values = self
+            .tallies
+            .get(&(slot * HOOKS + hook as u32), 0)
+            .map_err(|source| DatapathError::Map { name: "TALLIES", source })?;
+        let mut view = Vec::new();
+        for verdict in Verdict::ALL {
+            for &reason in Reason::ALL {
+                let count = values
+                    .iter()
+                    .map(|tally| tally.counts[verdict as usize][reason as usize])
+                    .sum();
+                if count > 0 {
+                    view.push((verdict, reason, count));
+                }
+            }
+        }
+        Ok(view)
+    }
+
+    /// Clears ways whose time passed long ago, before the counter of time comes round to them.
+    pub fn clear_old_ways(&self, clock: &Clock) -> usize {
+        let now = Tick::from_ns(clock.monotonic_ns());
+        let clear = |lines: &Mapped| {
+            lines
+                .words()
+                .filter(|word| {
+                    let value = word.load(Ordering::Relaxed);
+                    value != 0
+                        && way::ahead(value, now) == 0
+                        && word
+                            .compare_exchange(value, 0, Ordering::Relaxed, Ordering::Relaxed)
+                            .is_ok()
+                })
+                .count()
+        };
+        clear(&self.sources) + clear(&self.pending)
+    }
+
+    /// How many sources and handshakes are live.
+    pub fn live_ways(&self, clock: &Clock) -> (usize, usize) {
+        let now = Tick::from_ns(clock.monotonic_ns());
+        let live = |lines: &Mapped, ways: usize| {
+            let words = lines.words().enumerate();
+            words
+                .filter(|(index, word)| {
+                    index % way::LINE < ways && way::ahead(word.load(Ordering::Relaxed), now) > 0
+                })
+                .count()
+        };
+        (live(&self.sources, source::WAYS), live(&self.pending, way::LINE))
+    }
+}
+
+fn pinned(directory: &Path, name: &'static str) -> Result<MapData, DatapathError> {
+    MapData::from_pin(directory.join(name)).map_err(|source| DatapathError::Map { name, source })
+}
+
+/// A pinned array, checked against the size of what this version keeps in it.
+pub(super) fn array<T: aya::Pod>(
+    directory: &Path,
+    name: &'static str,
+) -> Result<Array<MapData, T>, DatapathError> {
+    let data = pinned(directory, name)?;
+    check(&data, name, size_of::<T>())?;
+    Array::try_from(aya::maps::Map::Array(data))
+        .map_err(|source| DatapathError::Map { name, source })
+}
+
+pub(super) fn per_cpu<T: aya::Pod>(
+    directory: &Path,
+    name: &'static str,
+) -> Result<PerCpuArray<MapData, T>, DatapathError> {
+    let data = pinned(directory, name)?;
+    check(&data, name, size_of::<T>())?;
+    PerCpuArray::try_from(aya::maps::Map::PerCpuArray(data))
+        .map_err(|source| DatapathError::Map { name, source })
+}
+
+fn hash<K: aya::Pod, V: aya::Pod>(
+    directory: &Path,
+    name: &'static str,
+) -> Result<HashMap<MapData, K, V>, DatapathError> {
+    let data = pinned(directory, name)?;
+    check(&data, name, size_of::<V>())?;
+    HashMap::try_from(aya::maps::Map::HashMap(data))
+        .map_err(|source| DatapathError::Map { name, source })
+}
+
+/// aya compares kinds; a pinned map of another version may still have another value.
+fn check(data: &MapData, name: &'static str, value_size: usize) -> Result<(), DatapathError> {
+    let info = data.info().map_err(|source| DatapathError::Map { name, source })?;
+    let _: MapType = info.map_type().map_err(|source| DatapathError::Map { name, source })?;
+    if info.value_size() as usize == value_size {
+        Ok(())
+    } else {
+        Err(DatapathError::Layout { name })
+    }
+}
+
+/// Removes the pins of all maps in a directory.
+pub(super) fn unpin(directory: &Path) -> Vec<String> {
+    NAMES
+        .iter()
+        .filter(|name| fs::remove_file(directory.join(name)).is_ok())
+        .map(|name| format!("map {name}"))
+        .collect()
+}

@@ -1,0 +1,159 @@
+//! The kernel's side of the agent: programs, maps and attachments.
+//!
+//! It has never heard of annotations or files. It is told tables and interfaces, makes the kernel
+//! hold them, and reads back what happened. Everything is pinned: the programs go on when the
+//! agent dies, and the next agent adopts what it finds ([`Datapath::open`]) without a gap, a free
+//! burst or a reset connection.
+
+mod attach;
+mod cells;
+mod error;
+mod events;
+mod maps;
+mod object;
+mod publish;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+};
+
+use weir_common::layout::LAYOUT;
+
+use self::{attach::Links, cells::Cells, maps::Writers, object::Programs, publish::Publisher};
+pub use self::{
+    attach::{Attached, Attachment, Side, Target, UplinkMode},
+    cells::CellView,
+    error::DatapathError,
+    events::Events,
+    maps::{CellCounts, Maps, TallyView},
+};
+use crate::{
+    clock::Clock,
+    compile::{Identity, Tables},
+};
+
+/// Where everything is pinned unless told otherwise.
+pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/weir";
+
+/// The data plane of one node, owned by one process.
+pub struct Datapath {
+    directory: PathBuf,
+    maps: Maps,
+    writers: Writers,
+    programs: Programs,
+    cells: Cells,
+    publisher: Publisher,
+    links: Links,
+    clock: Clock,
+    /// Holding it is what makes this process the owner.
+    _lock: File,
+}
+
+impl Datapath {
+    /// Loads the programs, takes over what an earlier agent pinned below `root`, and becomes the
+    /// one owner.
+    pub fn open(root: &Path, clock: Clock, log_level: u8) -> Result<Self, DatapathError> {
+        let directory = root.join(format!("v{LAYOUT}"));
+        object::require_bpffs(root)?;
+        fs::create_dir_all(&directory)
+            .map_err(|source| DatapathError::PinDirectory { path: directory.clone(), source })?;
+        let lock = lock(&directory)?;
+        let mut programs = Programs::new(directory.clone(), log_level);
+        // Loading makes the maps, or finds the pinned ones.
+        programs.prepare()?;
+        let maps = Maps::open(&directory)?;
+        maps.prepare(&directory, &clock)?;
+        let writers = Writers::open(&directory)?;
+        let cells = Cells::adopt(&writers)?;
+        let publisher = Publisher::adopt(&writers)?;
+        let links = Links::adopt(&directory)?;
+        Ok(Self { directory, maps, writers, programs, cells, publisher, links, clock, _lock: lock })
+    }
+
+    /// Makes the kernel hold these tables, workload by workload.
+    pub fn apply(&mut self, tables: &Tables) -> Result<(), DatapathError> {
+        let Self { publisher, cells, writers, maps, clock, .. } = self;
+        publisher.apply(tables, cells, writers, maps, clock)
+    }
+
+    /// Makes the programs run on exactly these interfaces. What cannot be attached is in the
+    /// result, with the reason; the others are attached all the same.
+    pub fn attach(
+        &mut self,
+        wanted: &[Attachment],
+    ) -> BTreeMap<Attachment, Result<Attached, DatapathError>> {
+        let Self { links, programs, writers, publisher, .. } = self;
+        links.reconcile(wanted, programs, writers, |identity| publisher.slot(identity))
+    }
+
+    /// Gives back what nothing refers to any more, marks the agent as alive and clears old ways.
+    pub fn tick(&mut self) -> Result<(), DatapathError> {
+        self.maps.beat(&self.clock);
+        self.programs.flush_logs();
+        self.publisher.collect(&mut self.cells, &mut self.writers, &self.clock)
+    }
+
+    /// Shadows a workload until a time (CLOCK_MONOTONIC, ns), or ends that with 0. The kernel
+    /// ends it by itself.
+    pub fn shadow_until(
+        &mut self,
+        workload: Identity,
+        until_ns: u64,
+    ) -> Result<bool, DatapathError> {
+        self.publisher.shadow_until(workload, until_ns, &mut self.writers)
+    }
+
+    /// Until when a workload is shadowed (CLOCK_MONOTONIC, ns); 0 when it is not.
+    pub fn shadowed_until(&self, workload: Identity) -> u64 {
+        self.publisher.shadowed_until(workload)
+    }
+
+    /// The maps, for reading.
+    pub const fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// The slot of a workload.
+    pub fn slot(&self, workload: Identity) -> Option<u32> {
+        self.publisher.slot(workload)
+    }
+
+    /// The workload in a slot.
+    pub fn workload_in(&self, slot: u32) -> Option<Identity> {
+        self.publisher.workload_in(slot)
+    }
+
+    /// The state of a limit's cell now.
+    pub fn cell(&self, limit: Identity) -> Option<CellView> {
+        self.cells.view(limit, &self.maps, &self.clock)
+    }
+
+    /// The limit that a cell's number stands for.
+    pub fn limit_of_cell(&self, cell: u32) -> Option<Identity> {
+        self.cells.identity(cell)
+    }
+
+    /// The stream of events.
+    pub fn events(&self) -> Result<Events, DatapathError> {
+        Events::open(&self.directory)
+    }
+
+    /// Removes every program, pin and map below `root`, of every layout. Whoever runs there loses
+    /// what it holds, so this needs the lock.
+    pub fn uninstall(root: &Path) -> Result<Vec<String>, DatapathError> {
+        attach::uninstall(root, lock)
+    }
+}
+
+/// Becomes the owner of a pin directory, or says that somebody else is.
+fn lock(directory: &Path) -> Result<File, DatapathError> {
+    let at = |source| DatapathError::PinDirectory { path: directory.to_owned(), source };
+    let file = File::open(directory).map_err(at)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(DatapathError::Owned { path: directory.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(at(source)),
+    }
+}

@@ -1,0 +1,374 @@
+//! Tables into maps, so that a packet sees all of the old policy or all of the new.
+//!
+//! New cells first, then new blocks, then the references to them; what nothing refers to any more
+//! is freed a while later, when no packet can have it in hand. Blocks are never changed in place.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use weir_common::layout::{
+    Block, Direction, MAX_BLOCKS, MAX_PORTS, MAX_WORKLOADS, PORTS_EGRESS, PORTS_INGRESS, Workload,
+    port_key,
+};
+
+use super::{
+    cells::Cells,
+    error::DatapathError,
+    maps::{Maps, Writers},
+};
+use crate::{
+    clock::Clock,
+    compile::{Identity, Tables, WorkloadTable},
+};
+
+/// A program run lasts microseconds; nothing holds an old block for this long.
+const GRACE_NS: u64 = 1_000_000_000;
+/// Long enough for every program run that began before.
+const SETTLE: std::time::Duration = std::time::Duration::from_millis(2);
+
+/// What one workload has in the maps.
+#[derive(Debug, Default)]
+struct Published {
+    slot: u32,
+    record: Workload,
+    /// The block of any port, by direction; 0 for none.
+    any: [u32; 2],
+    ports: BTreeMap<(Direction, u16), u32>,
+}
+
+impl Published {
+    fn blocks(&self) -> impl Iterator<Item = u32> + '_ {
+        self.any.iter().chain(self.ports.values()).copied().filter(|&index| index != 0)
+    }
+}
+
+/// Something to free when its time comes.
+#[derive(Clone, Copy, Debug)]
+enum Garbage {
+    Block(u32),
+    Cell(u32),
+    Slot(u32),
+}
+
+#[derive(Debug)]
+pub(super) struct Publisher {
+    workloads: BTreeMap<Identity, Published>,
+    /// What the blocks in use hold.
+    contents: BTreeMap<u32, Block>,
+    free_slots: BTreeSet<u32>,
+    free_blocks: BTreeSet<u32>,
+    garbage: Vec<(u64, Garbage)>,
+}
+
+impl Publisher {
+    /// Finds what an earlier agent published.
+    pub(super) fn adopt(writers: &Writers) -> Result<Self, DatapathError> {
+        let mut publisher = Self {
+            workloads: BTreeMap::new(),
+            contents: BTreeMap::new(),
+            // Slot 0 and block 0 are "none".
+            free_slots: (1..MAX_WORKLOADS).collect(),
+            free_blocks: (1..MAX_BLOCKS).collect(),
+            garbage: Vec::new(),
+        };
+        let mut slots = BTreeMap::new();
+        for slot in 1..MAX_WORKLOADS {
+            let record = writers
+                .workloads
+                .get(&slot, 0)
+                .map_err(|source| DatapathError::Map { name: "WORKLOADS", source })?;
+            if record.identity != [0, 0] {
+                let identity = Identity::from_words(record.identity);
+                let published =
+                    Published { slot, record, any: record.any_port, ports: BTreeMap::new() };
+                publisher.free_slots.remove(&slot);
+                publisher.workloads.insert(identity, published);
+                slots.insert(slot, identity);
+            }
+        }
+        for entry in writers.ports.iter() {
+            let (key, block) =
+                entry.map_err(|source| DatapathError::Map { name: "PORTS", source })?;
+            let (slot, direction, port) = split(key);
+            let owner = slots.get(&slot).and_then(|identity| publisher.workloads.get_mut(identity));
+            if let Some(published) = owner {
+                published.ports.insert((direction, port), block);
+            }
+        }
+        let used: Vec<u32> = publisher.workloads.values().flat_map(Published::blocks).collect();
+        for index in used {
+            let block = writers
+                .blocks
+                .get(&index, 0)
+                .map_err(|source| DatapathError::Map { name: "BLOCKS", source })?;
+            publisher.free_blocks.remove(&index);
+            publisher.contents.insert(index, block);
+        }
+        Ok(publisher)
+    }
+
+    pub(super) fn slot(&self, workload: Identity) -> Option<u32> {
+        self.workloads.get(&workload).map(|published| published.slot)
+    }
+
+    pub(super) fn workload_in(&self, slot: u32) -> Option<Identity> {
+        self.workloads
+            .iter()
+            .find_map(|(identity, published)| (published.slot == slot).then_some(*identity))
+    }
+
+    /// Makes the maps hold these tables.
+    pub(super) fn apply(
+        &mut self,
+        tables: &Tables,
+        cells: &mut Cells,
+        writers: &mut Writers,
+        maps: &Maps,
+        clock: &Clock,
+    ) -> Result<(), DatapathError> {
+        let wanted: BTreeSet<Identity> =
+            tables.workloads.values().map(|table| table.identity).collect();
+        let mut result = Ok(());
+        for table in tables.workloads.values() {
+            // One workload without room does not keep the others from their new policy.
+            if let Err(error) = self.publish(table, cells, writers, maps, clock) {
+                result = Err(error);
+            }
+        }
+        let gone: Vec<Identity> =
+            self.workloads.keys().filter(|identity| !wanted.contains(identity)).copied().collect();
+        for identity in gone {
+            self.withdraw(identity, writers, clock)?;
+        }
+        let named: BTreeSet<Identity> =
+            tables.workloads.values().flat_map(|table| table.cells.keys()).copied().collect();
+        let unnamed: Vec<Identity> =
+            cells.identities().filter(|identity| !named.contains(identity)).collect();
+        for identity in unnamed {
+            if let Some(cell) = cells.forget(identity) {
+                self.discard(Garbage::Cell(cell), clock);
+            }
+        }
+        std::thread::sleep(SETTLE);
+        cells.settle(maps);
+        result
+    }
+
+    fn publish(
+        &mut self,
+        table: &WorkloadTable,
+        cells: &mut Cells,
+        writers: &mut Writers,
+        maps: &Maps,
+        clock: &Clock,
+    ) -> Result<(), DatapathError> {
+        let mut published = match self.workloads.remove(&table.identity) {
+            Some(published) => published,
+            None => self.admit(writers)?,
+        };
+        let result = self.update(&mut published, table, cells, writers, maps, clock);
+        self.workloads.insert(table.identity, published);
+        result
+    }
+
+    fn admit(&mut self, writers: &mut Writers) -> Result<Published, DatapathError> {
+        let slot = self
+            .free_slots
+            .pop_first()
+            .ok_or(DatapathError::Full { what: "workloads", limit: MAX_WORKLOADS - 1 })?;
+        writers.clear_tallies(slot)?;
+        Ok(Published { slot, ..Published::default() })
+    }
+
+    fn update(
+        &mut self,
+        published: &mut Published,
+        table: &WorkloadTable,
+        cells: &mut Cells,
+        writers: &mut Writers,
+        maps: &Maps,
+        clock: &Clock,
+    ) -> Result<(), DatapathError> {
+        for (&identity, cell) in &table.cells {
+            if let Some(left) = cells.ensure(identity, cell, writers, maps, clock)? {
+                self.discard(Garbage::Cell(left), clock);
+            }
+        }
+        let slot = published.slot;
+        let mut any = [0; 2];
+        let mut flags = 0;
+        let mut ports = BTreeMap::new();
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let blocks = table.blocks(direction);
+            let place = direction as usize;
+            any[place] =
+                self.block(published.any[place], &blocks.any, table, cells, writers, clock)?;
+            for (&port, block) in &blocks.ports {
+                let key = (direction, port.number());
+                let before = published.ports.get(&key).copied().unwrap_or(0);
+                let index = self.block(before, block, table, cells, writers, clock)?;
+                if index != before {
+                    writers
+                        .ports
+                        .insert(port_key(slot, direction, port.number()), index, 0)
+                        .map_err(|_| DatapathError::Full {
+                            what: "ports with limits",
+                            limit: MAX_PORTS,
+                        })?;
+                }
+                ports.insert(key, index);
+            }
+            if !blocks.ports.is_empty() {
+                flags |= match direction {
+                    Direction::Ingress => PORTS_INGRESS,
+                    Direction::Egress => PORTS_EGRESS,
+                };
+            }
+        }
+        let resets = table.cells.get(&table.resets).zip(cells.index(table.resets));
+        let (budget, reset_cell) =
+            resets.ok_or_else(|| DatapathError::Inconsistent { workload: table.name.clone() })?;
+        let record = Workload {
+            identity: table.identity.words(),
+            shadow_until_ns: published.record.shadow_until_ns,
+            reset_cost: budget.params.cost,
+            reset_burst: budget.params.burst,
+            reset_cell,
+            any_port: any,
+            flags,
+        };
+        write(writers, slot, record)?;
+        for (&(direction, port), _) in
+            published.ports.iter().filter(|(key, _)| !ports.contains_key(key))
+        {
+            // Not there: nothing to remove.
+            let _ = writers.ports.remove(&port_key(slot, direction, port));
+        }
+        let kept: BTreeSet<u32> = any.iter().chain(ports.values()).copied().collect();
+        let left: Vec<u32> = published.blocks().filter(|index| !kept.contains(index)).collect();
+        for index in left {
+            self.discard(Garbage::Block(index), clock);
+        }
+        (published.record, published.any, published.ports) = (record, any, ports);
+        Ok(())
+    }
+
+    /// The block with this content: the one in use if it has it, else a new one. 0 for no rules.
+    fn block(
+        &mut self,
+        current: u32,
+        block: &crate::compile::Block,
+        table: &WorkloadTable,
+        cells: &Cells,
+        writers: &mut Writers,
+        clock: &Clock,
+    ) -> Result<u32, DatapathError> {
+        if block.rules.is_empty() {
+            return Ok(0);
+        }
+        let content = block
+            .encode(table, |identity| cells.index(identity))
+            .ok_or_else(|| DatapathError::Inconsistent { workload: table.name.clone() })?;
+        if current != 0 && self.contents.get(&current) == Some(&content) {
+            return Ok(current);
+        }
+        if self.free_blocks.is_empty() {
+            self.reclaim_blocks(clock);
+        }
+        let index = self
+            .free_blocks
+            .pop_first()
+            .ok_or(DatapathError::Full { what: "sets of rules", limit: MAX_BLOCKS - 1 })?;
+        writers
+            .blocks
+            .set(index, content, 0)
+            .map_err(|source| DatapathError::Map { name: "BLOCKS", source })?;
+        self.contents.insert(index, content);
+        Ok(index)
+    }
+
+    fn withdraw(
+        &mut self,
+        identity: Identity,
+        writers: &mut Writers,
+        clock: &Clock,
+    ) -> Result<(), DatapathError> {
+        let Some(published) = self.workloads.remove(&identity) else { return Ok(()) };
+        write(writers, published.slot, Workload::default())?;
+        for &(direction, port) in published.ports.keys() {
+            let _ = writers.ports.remove(&port_key(published.slot, direction, port));
+        }
+        for index in published.blocks() {
+            self.discard(Garbage::Block(index), clock);
+        }
+        self.discard(Garbage::Slot(published.slot), clock);
+        Ok(())
+    }
+
+    pub(super) fn shadow_until(
+        &mut self,
+        workload: Identity,
+        until_ns: u64,
+        writers: &mut Writers,
+    ) -> Result<bool, DatapathError> {
+        let Some(published) = self.workloads.get_mut(&workload) else { return Ok(false) };
+        published.record.shadow_until_ns = until_ns;
+        write(writers, published.slot, published.record)?;
+        Ok(true)
+    }
+
+    pub(super) fn shadowed_until(&self, workload: Identity) -> u64 {
+        self.workloads.get(&workload).map_or(0, |published| published.record.shadow_until_ns)
+    }
+
+    fn discard(&mut self, garbage: Garbage, clock: &Clock) {
+        self.garbage.push((clock.monotonic_ns() + GRACE_NS, garbage));
+    }
+
+    /// Frees what has been unreferenced for long enough.
+    pub(super) fn collect(
+        &mut self,
+        cells: &mut Cells,
+        writers: &mut Writers,
+        clock: &Clock,
+    ) -> Result<(), DatapathError> {
+        self.reclaim_blocks(clock);
+        let now = clock.monotonic_ns();
+        let (due, later) = self.garbage.drain(..).partition(|(time, _)| *time <= now);
+        self.garbage = later;
+        let due: Vec<(u64, Garbage)> = due;
+        for (_, garbage) in due {
+            match garbage {
+                Garbage::Block(_) => {}
+                Garbage::Cell(index) => cells.free(index, writers)?,
+                Garbage::Slot(slot) => _ = self.free_slots.insert(slot),
+            }
+        }
+        Ok(())
+    }
+
+    fn reclaim_blocks(&mut self, clock: &Clock) {
+        let now = clock.monotonic_ns();
+        let Self { garbage, contents, free_blocks, .. } = self;
+        garbage.retain(|(time, garbage)| match garbage {
+            Garbage::Block(index) if *time <= now => {
+                contents.remove(index);
+                free_blocks.insert(*index);
+                false
+            }
+            _ => true,
+        });
+    }
+}
+
+fn write(writers: &mut Writers, slot: u32, record: Workload) -> Result<(), DatapathError> {
+    writers
+        .workloads
+        .set(slot, record, 0)
+        .map_err(|source| DatapathError::Map { name: "WORKLOADS", source })
+}
+
+/// A key of `PORTS`, taken apart.
+const fn split(key: u32) -> (u32, Direction, u16) {
+    let direction = if key >> 16 & 1 == 0 { Direction::Ingress } else { Direction::Egress };
+    (key >> 17, direction, key as u16)
+}

@@ -1,0 +1,21 @@
+//! Weir, a node-level limiter: new connections are limited in the kernel, for every workload of a
+//! node.
+//!
+//! `policy` and `config` read what people want, `compile` turns it into tables, `datapath` makes
+//! the kernel hold them, `workload` finds the interfaces, `app` wires these together. `lab`, `load`
+//! and `demo` show it at work.
+
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod compile;
+pub mod config;
+pub mod datapath;
+pub mod demo;
+pub mod lab;
+pub mod load;
+pub mod metrics;
+pub mod policy;
+pub mod telemetry;
+pub mod workload;

@@ -1,0 +1,7 @@
+//! The program: see [`weir::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    weir::cli::main()
+}

@@ -1,0 +1,328 @@
+//! Which metrics there are, and what of the status each of them shows.
+//!
+//! Rows are collected in maps before they are written: whatever the status repeats becomes one
+//! series, since two with the same labels would make scrapers refuse everything.
+
+use std::{collections::BTreeMap, fmt};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{
+        DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric as _, NoLabelSet,
+    },
+    metrics::{MetricType, gauge::ConstGauge},
+    registry::Unit,
+};
+use weir_common::{
+    layout::{PENDING_LINES, SOURCE_LINES},
+    source, way,
+};
+
+use super::{
+    Traces,
+    labels::{
+        Attached, Build, Condition, Decision, Fault, Kind, Limit, Outcome, Uplink, Workload,
+        kind_of,
+    },
+};
+use crate::app::view::{CONDITIONS, LimitStatus, Status, WorkloadStatus};
+
+/// How programs may be attached to a workload.
+const WORKLOAD_KINDS: [&str; 2] = ["tcx", "clsact"];
+/// How a program may be attached to an uplink.
+const UPLINK_KINDS: [&str; 2] = ["xdp", "xdp-generic"];
+
+/// One scrape.
+#[derive(Debug)]
+pub(super) struct Exposition {
+    status: Status,
+    traces: Traces,
+}
+
+impl Exposition {
+    pub(super) const fn new(status: Status, traces: Traces) -> Self {
+        Self { status, traces }
+    }
+}
+
+impl Collector for Exposition {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page(encoder);
+        self.agent(&mut page)?;
+        self.workloads(&mut page)?;
+        self.uplinks(&mut page)?;
+        self.limits(&mut page)?;
+        self.decisions(&mut page)?;
+        self.tables(&mut page)
+    }
+}
+
+impl Exposition {
+    fn agent(&self, page: &mut Page<'_>) -> fmt::Result {
+        let Self { status, traces } = self;
+        page.info("weir_build", "The running agent.", &Build { version: status.version.clone() })?;
+        page.seconds("weir_uptime", "How long the agent has been running.", status.uptime_seconds)?;
+        page.gauge(
+            "weir_ready",
+            "1 when every workload is decided: enforced, or listed with the reason why not.",
+            u64::from(status.ready),
+        )?;
+        page.seconds(
+            "weir_config_loaded_timestamp",
+            "When the node file that holds was read, since 1970.",
+            status.loaded_at,
+        )?;
+        page.gauge(
+            "weir_config_problems",
+            "Parts of the node file that do not hold, or perhaps not as meant.",
+            status.problems.len() as u64,
+        )?;
+        let reloads = status.reloads;
+        page.counters(
+            "weir_config_reloads",
+            "How often the node file was read.",
+            [("succeeded", reloads.succeeded), ("failed", reloads.failed)]
+                .map(|(result, count)| (Outcome { result }, count)),
+        )?;
+        page.gauge("weir_trace_streams", "Readers of /trace.", traces.open)?;
+        page.counter(
+            "weir_trace_skipped",
+            "Sampled refusals that a reader of /trace was too slow for.",
+            traces.skipped,
+        )
+    }
+
+    fn workloads(&self, page: &mut Page<'_>) -> fmt::Result {
+        let workloads = &self.status.workloads;
+        page.gauges(
+            "weir_workload_condition",
+            "1 for the condition that a workload is in, 0 for the others.",
+            workloads.iter().flat_map(|workload| {
+                states(&CONDITIONS, Some(&workload.condition)).map(|(condition, is)| {
+                    (Condition { workload: workload.name.clone(), condition }, is)
+                })
+            }),
+        )?;
+        page.gauges(
+            "weir_attached",
+            "1 for the way in which programs are attached to a workload's interface.",
+            workloads.iter().flat_map(|workload| {
+                states(&WORKLOAD_KINDS, workload.attached.as_deref())
+                    .map(|(kind, is)| (Attached { workload: workload.name.clone(), kind }, is))
+            }),
+        )?;
+        page.gauges(
+            "weir_foreign_programs",
+            "Programs of others that see a workload's packets before Weir does.",
+            workloads.iter().map(|workload| (named(workload), workload.before.len() as u64)),
+        )?;
+        let paused = workloads
+            .iter()
+            .map(|workload| (named(workload), workload.paused_seconds.unwrap_or_default()));
+        page.family(
+            "weir_pause_remaining",
+            "Until a workload's pause ends; 0 without one.",
+            Some(Unit::Seconds),
+            paused.collect(),
+        )
+    }
+
+    fn uplinks(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.gauges(
+            "weir_uplink_attached",
+            "1 for the way in which a program is attached to an uplink.",
+            self.status.uplinks.iter().flat_map(|uplink| {
+                states(&UPLINK_KINDS, uplink.attached.as_deref())
+                    .map(|(kind, is)| (Uplink { interface: uplink.interface.clone(), kind }, is))
+            }),
+        )
+    }
+
+    fn limits(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.counters(
+            "weir_limit_admitted",
+            "New connections that a limit had a token for.",
+            self.each_limit(|limit| limit.admitted),
+        )?;
+        page.counters(
+            "weir_limit_refused",
+            "New connections that a limit refused.",
+            self.each_limit(|limit| limit.refused),
+        )?;
+        page.counters(
+            "weir_limit_shadowed",
+            "New connections that a limit would have refused, were it not in shadow.",
+            self.each_limit(|limit| limit.shadowed),
+        )?;
+        page.gauges(
+            "weir_limit_shadow",
+            "1 when a limit only counts by its policy.",
+            self.each_limit(|limit| u64::from(limit.shadow)),
+        )?;
+        let with_tokens = self
+            .all_limits()
+            .filter_map(|(workload, limit)| Some((Limit::new(workload, limit), limit.tokens?)));
+        page.gauges(
+            "weir_limit_tokens",
+            "New connections that a limit would admit at once now.",
+            with_tokens,
+        )
+    }
+
+    fn all_limits(&self) -> impl Iterator<Item = (&WorkloadStatus, &LimitStatus)> {
+        let workloads = self.status.workloads.iter();
+        workloads.flat_map(|workload| workload.limits.iter().map(move |limit| (workload, limit)))
+    }
+
+    fn each_limit(&self, value: fn(&LimitStatus) -> u64) -> impl Iterator<Item = (Limit, u64)> {
+        self.all_limits().map(move |(workload, limit)| (Limit::new(workload, limit), value(limit)))
+    }
+
+    fn decisions(&self, page: &mut Page<'_>) -> fmt::Result {
+        let mut decisions = Vec::new();
+        let mut faults = Vec::new();
+        // From the start, so that the first loss is a change that an alert can see.
+        let mut lost: Vec<_> =
+            self.status.workloads.iter().map(|workload| (named(workload), 0)).collect();
+        for (decision, count) in self.all_decisions() {
+            match kind_of(&decision.reason) {
+                Kind::Decision => decisions.push((decision, count)),
+                Kind::Fault => {
+                    let Decision { workload, hook, direction, reason, .. } = decision;
+                    faults.push((Fault { workload, hook, direction, reason }, count));
+                }
+                Kind::LostEvent => lost.push((Workload { workload: decision.workload }, count)),
+            }
+        }
+        page.counters("weir_decisions", "Packets judged, by what was decided and why.", decisions)?;
+        page.counters(
+            "weir_faults",
+            "Packets whose decision could not be carried out as it was made, by what was missing.",
+            faults,
+        )?;
+        page.counters(
+            "weir_events_lost",
+            "Sampled refusals that were counted but not told, because the event ring was full.",
+            lost,
+        )
+    }
+
+    fn all_decisions(&self) -> impl Iterator<Item = (Decision, u64)> {
+        self.status.workloads.iter().flat_map(|workload| {
+            workload.decisions.iter().flat_map(move |(place, row)| {
+                row.iter().filter_map(move |(what, count)| {
+                    let (hook, direction) = place.split_once(' ')?;
+                    let (verdict, reason) = what.split_once(' ')?;
+                    let decision = Decision {
+                        workload: workload.name.clone(),
+                        hook: hook.to_owned(),
+                        direction: direction.to_owned(),
+                        verdict: verdict.to_owned(),
+                        reason: reason.to_owned(),
+                    };
+                    Some((decision, *count))
+                })
+            })
+        })
+    }
+
+    fn tables(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.gauge(
+            "weir_live_sources",
+            "Sources that have a bucket of their own now.",
+            self.status.live_sources,
+        )?;
+        page.gauge(
+            "weir_live_sources_capacity",
+            "Sources that can have a bucket of their own at once.",
+            u64::from(SOURCE_LINES) * source::WAYS as u64,
+        )?;
+        page.gauge(
+            "weir_live_handshakes",
+            "Handshakes that are remembered now, so that a repeated SYN is free.",
+            self.status.live_handshakes,
+        )?;
+        page.gauge(
+            "weir_live_handshakes_capacity",
+            "Handshakes that can be remembered at once.",
+            u64::from(PENDING_LINES) * way::LINE as u64,
+        )
+    }
+}
+
+fn named(workload: &WorkloadStatus) -> Workload {
+    Workload { workload: workload.name.clone() }
+}
+
+/// 1 for the state that is there and 0 for the others. One that nobody foresaw is shown too.
+fn states(known: &[&str], now: Option<&str>) -> impl Iterator<Item = (String, u64)> + use<> {
+    let mut states: BTreeMap<String, u64> =
+        known.iter().map(|&state| (state.to_owned(), 0)).collect();
+    if let Some(now) = now {
+        states.insert(now.to_owned(), 1);
+    }
+    states.into_iter()
+}
+
+/// The text, written family by family.
+struct Page<'a>(DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    fn info(&mut self, name: &str, help: &str, labels: &impl EncodeLabelSet) -> fmt::Result {
+        self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(labels)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        ConstGauge::new(value).encode(metric)
+    }
+
+    fn seconds(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
+        let unit = Unit::Seconds;
+        let metric = self.0.encode_descriptor(name, help, Some(&unit), MetricType::Gauge)?;
+        ConstGauge::new(value).encode(metric)
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+    }
+
+    fn counters<L: EncodeLabelSet + Ord>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl IntoIterator<Item = (L, u64)>,
+    ) -> fmt::Result {
+        let mut sums = BTreeMap::<L, u64>::new();
+        for (labels, count) in rows {
+            let sum = sums.entry(labels).or_default();
+            *sum = sum.wrapping_add(count);
+        }
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        sums.iter().try_for_each(|(labels, sum)| {
+            metric.encode_family(labels)?.encode_counter::<NoLabelSet, _, u64>(sum, None)
+        })
+    }
+
+    fn gauges<L: EncodeLabelSet + Ord>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl Iterator<Item = (L, u64)>,
+    ) -> fmt::Result {
+        self.family(name, help, None, rows.collect())
+    }
+
+    fn family<L: EncodeLabelSet + Ord, V: EncodeGaugeValue>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<Unit>,
+        rows: BTreeMap<L, V>,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
+        rows.iter()
+            .try_for_each(|(labels, value)| metric.encode_family(labels)?.encode_gauge(value))
+    }
+}

@@ -1,0 +1,127 @@
+//! The sets of labels, one type for each family of metrics that has labels.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use weir_common::verdict::Reason;
+
+use crate::app::view::{LimitStatus, WorkloadStatus};
+
+/// The program.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Build {
+    pub(super) version: String,
+}
+
+/// How something ended.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Outcome {
+    pub(super) result: &'static str,
+}
+
+/// A workload.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Workload {
+    pub(super) workload: String,
+}
+
+/// A workload and what may be said of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Condition {
+    pub(super) workload: String,
+    pub(super) condition: String,
+}
+
+/// A workload and a way of attaching to it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Attached {
+    pub(super) workload: String,
+    pub(super) kind: String,
+}
+
+/// An uplink and a way of attaching to it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Uplink {
+    pub(super) interface: String,
+    pub(super) kind: String,
+}
+
+/// A limit.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Limit {
+    workload: String,
+    limit: String,
+    port: String,
+    to: String,
+    beside: bool,
+}
+
+impl Limit {
+    pub(super) fn new(workload: &WorkloadStatus, limit: &LimitStatus) -> Self {
+        Self {
+            workload: workload.name.clone(),
+            limit: limit.kind.clone(),
+            port: limit.port.clone(),
+            to: limit.to.clone(),
+            beside: limit.beside,
+        }
+    }
+}
+
+/// A decision.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Decision {
+    pub(super) workload: String,
+    pub(super) hook: String,
+    pub(super) direction: String,
+    pub(super) verdict: String,
+    pub(super) reason: String,
+}
+
+/// What went otherwise than decided.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Fault {
+    pub(super) workload: String,
+    pub(super) hook: String,
+    pub(super) direction: String,
+    pub(super) reason: String,
+}
+
+/// What a reason is counted as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Why a packet got its verdict: each packet has one such reason.
+    Decision,
+    /// Something beside the decision, which is counted with its own reason too. In one sum with
+    /// the decisions the packet would count twice.
+    Fault,
+    /// No packet's fate: an event was lost.
+    LostEvent,
+}
+
+/// What the reason of this name is counted as.
+pub(crate) fn kind_of(name: &str) -> Kind {
+    let reason = Reason::ALL.iter().find(|reason| reason.name() == name);
+    reason.map_or(Kind::Decision, |&reason| kind(reason))
+}
+
+const fn kind(reason: Reason) -> Kind {
+    // No wildcard: whoever adds a reason decides what it is.
+    match reason {
+        Reason::ResetLimited | Reason::NotRemembered | Reason::RewriteFailed => Kind::Fault,
+        Reason::EventLost => Kind::LostEvent,
+        Reason::Admitted
+        | Reason::Retransmission
+        | Reason::Exempt
+        | Reason::Probe
+        | Reason::NoRule
+        | Reason::Fragment
+        | Reason::Malformed
+        | Reason::ConnectionRate
+        | Reason::SourceRate
+        | Reason::SourceCrowded
+        | Reason::OutboundRate
+        | Reason::ProbeRate
+        | Reason::Contended
+        | Reason::TinyFragment
+        | Reason::HeaderChain => Kind::Decision,
+    }
+}

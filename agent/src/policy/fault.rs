@@ -1,0 +1,269 @@
+//! What can be wrong with a key or a value, said so that a person can mend it.
+//!
+//! An error carries three facts: what was wrong, the offending part with its column inside the
+//! text, and what was expected. Where the text stands (file, annotation) is added by whoever read
+//! it.
+
+use std::{fmt, net::Ipv4Addr};
+
+use super::{
+    key::Key,
+    peer::Cidr,
+    rate::{MAX_BURST, MAX_PER_SECOND, MAX_SOURCE_PER_SECOND, MAX_TOKENS},
+};
+
+/// Something wrong with a value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} (column {column}); expected {}", self.what(), fault.expected())]
+pub struct ValueError {
+    /// What was wrong.
+    pub fault: Fault,
+    /// The offending part, as written.
+    pub quote: String,
+    /// Where that part starts in the value: characters, from 1.
+    pub column: u32,
+}
+
+impl ValueError {
+    /// What was wrong, with the offending part.
+    pub fn what(&self) -> String {
+        let Self { fault, quote, .. } = self;
+        if quote.is_empty() { fault.to_string() } else { format!("{fault}: `{quote}`") }
+    }
+}
+
+/// The kinds of things that can be wrong with a value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Nothing was written.
+    #[error("the value is empty")]
+    Empty {
+        /// What the key takes.
+        expected: &'static str,
+    },
+    /// Between two `;` or after the last one stands nothing.
+    #[error("an entry of the list is empty")]
+    EmptyEntry,
+    /// The text does not start with a rate.
+    #[error("this is not a rate")]
+    NotARate,
+    /// Not written in digits.
+    #[error("this is not a whole number")]
+    NotANumber,
+    /// More than fits.
+    #[error("this number is too large")]
+    TooLarge {
+        /// The largest that is accepted.
+        max: u64,
+    },
+    /// Zero tokens, or zero time.
+    #[error("zero is not accepted")]
+    Zero,
+    /// A number without a time.
+    #[error("a rate needs a time")]
+    NoPeriod,
+    /// A unit of time nobody knows.
+    #[error("this unit of time is unknown")]
+    UnknownUnit {
+        /// The unit that was probably meant.
+        meant: Option<&'static str>,
+    },
+    /// More per second than can be counted.
+    #[error("this rate is too high")]
+    TooFast {
+        /// Whether it is a rate per source.
+        per_source: bool,
+    },
+    /// The bucket takes too long to fill, or the period is too long.
+    #[error("the bucket would take too long to fill")]
+    TooSlow {
+        /// The longest time, in hours.
+        hours: u64,
+    },
+    /// A step brings more than the bucket holds.
+    #[error("a step brings more tokens than the bucket holds")]
+    StepOverflows {
+        /// The tokens of one step.
+        tokens: u32,
+    },
+    /// An option or word nobody knows.
+    #[error("this option is unknown")]
+    UnknownOption {
+        /// The option that was probably meant.
+        meant: Option<&'static str>,
+    },
+    /// An option that another key has.
+    #[error("this option does not belong to this key")]
+    ForeignOption {
+        /// The key it belongs to.
+        belongs_to: &'static str,
+    },
+    /// An option twice.
+    #[error("this option is written twice")]
+    Repeated,
+    /// Something after `shadow`.
+    #[error("nothing may follow the word `shadow`")]
+    AfterShadow,
+    /// A word that is none of a few.
+    #[error("this word is not accepted here")]
+    NotOneOf {
+        /// The words that are.
+        words: &'static [&'static str],
+        /// The one that was probably meant.
+        meant: Option<&'static str>,
+    },
+    /// Neither an address nor a CIDR.
+    #[error("this is not an address or CIDR")]
+    NotAnAddress,
+    /// A prefix length out of range.
+    #[error("this prefix length is out of range")]
+    PrefixLength {
+        /// The longest of that family.
+        max: u8,
+    },
+    /// Bits set behind the prefix.
+    #[error("this CIDR has bits set behind its prefix")]
+    HostBits {
+        /// The network it lies in.
+        network: Cidr,
+    },
+    /// An IPv4 address written as IPv6.
+    #[error("this IPv4 address is written as IPv6")]
+    Mapped(
+        /// The address.
+        Ipv4Addr,
+    ),
+    /// An IPv6 prefix so short that IPv4, which is mapped into IPv6, would be in it.
+    #[error("this IPv6 prefix covers the mapped IPv4 addresses too")]
+    CoversIpv4,
+    /// Not `/N,/M`.
+    #[error("this is not a pair of prefix lengths")]
+    NotAGroup,
+    /// Several entries where one is accepted.
+    #[error("this key takes one entry, not a list")]
+    NoList,
+    /// Two entries of a list with the same destination.
+    #[error("this destination has an entry already")]
+    SameDestination,
+}
+
+impl Fault {
+    /// What was expected instead.
+    pub fn expected(&self) -> String {
+        let did_you_mean = |meant: &Option<&'static str>, otherwise: &str| match meant {
+            Some(meant) => format!("{otherwise}; did you mean `{meant}`?"),
+            None => otherwise.to_owned(),
+        };
+        match self {
+            Self::Empty { expected } => (*expected).to_owned(),
+            Self::EmptyEntry => "an entry between two `;`, and none after the last".to_owned(),
+            Self::NotARate => "a rate like `100/s`, `5/10s` or `1 per 60s`".to_owned(),
+            Self::NotANumber => {
+                "a whole number in digits (for less than one a second: `1 per 10s`)".to_owned()
+            }
+            Self::TooLarge { max } => format!("at most {max}"),
+            Self::Zero => "1 or more (to take a limit away, remove its line)".to_owned(),
+            Self::NoPeriod => "a time behind the number, like `100/s` or `100 per 1m`".to_owned(),
+            Self::UnknownUnit { meant } => did_you_mean(meant, "one of ms, s, m (or min), h"),
+            Self::TooFast { per_source: false } => format!("at most {MAX_PER_SECOND} per second"),
+            Self::TooFast { per_source: true } => {
+                format!("at most {MAX_SOURCE_PER_SECOND} per second for each source")
+            }
+            Self::TooSlow { hours } => {
+                format!("a period, and a time to refill the whole burst, of at most {hours} hours")
+            }
+            Self::StepOverflows { tokens } => {
+                format!("burst={tokens} or more with refill=step, or refill=smooth")
+            }
+            Self::UnknownOption { meant } => did_you_mean(
+                meant,
+                "burst=N, refill=smooth|step, group=/N,/M (per source), to=CIDR (outbound) or shadow",
+            ),
+            Self::ForeignOption { belongs_to } => format!("it only with `{belongs_to}`"),
+            Self::Repeated => "each option once".to_owned(),
+            Self::AfterShadow => "`shadow` as the last word".to_owned(),
+            Self::NotOneOf { words, meant } => {
+                let list = words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>();
+                did_you_mean(meant, &list.join(" or "))
+            }
+            Self::NotAnAddress => {
+                "an IP address or a CIDR like 10.0.0.0/8 (names are not resolved)".to_owned()
+            }
+            Self::PrefixLength { max } => format!("a prefix length of 0 to {max}"),
+            Self::HostBits { network } => format!("{network}"),
+            Self::Mapped(address) => format!("{address}"),
+            Self::CoversIpv4 => "2000::/3 for all public IPv6 addresses, or a longer prefix".into(),
+            Self::NotAGroup => {
+                "an IPv4 prefix length of 1 to 32 and an IPv6 one of 1 to 128, like group=/24,/56"
+                    .to_owned()
+            }
+            Self::NoList => "one entry without `;` (lists are for `outbound-connections`)".into(),
+            Self::SameDestination => "one entry for each `to=`".to_owned(),
+        }
+    }
+
+    /// The fault of a number that is too large for a count of tokens.
+    pub(super) const fn too_many_tokens(burst: bool) -> Self {
+        Self::TooLarge { max: if burst { MAX_BURST } else { MAX_TOKENS } as u64 }
+    }
+}
+
+/// Something wrong with a key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// Nobody knows it.
+    #[error("unknown key `{key}`")]
+    Unknown {
+        /// As written.
+        key: String,
+        /// The key that was probably meant.
+        meant: Option<Key>,
+    },
+    /// A later version will know it.
+    #[error("`{key}` is not supported by this version")]
+    NotYet {
+        /// As written.
+        key: String,
+    },
+    /// A port on a key that holds for the whole workload.
+    #[error("`{key}` takes no port")]
+    NoPort {
+        /// As written.
+        key: String,
+        /// The key without the port.
+        name: &'static str,
+    },
+    /// A port that is neither a number nor a name.
+    #[error("`{port}` in `{key}` is not a port")]
+    NotAPort {
+        /// As written.
+        key: String,
+        /// The part behind the dot.
+        port: String,
+    },
+}
+
+impl KeyError {
+    /// What was expected instead.
+    pub fn expected(&self) -> String {
+        match self {
+            Self::Unknown { meant: Some(meant), .. } => format!("`{meant}`"),
+            Self::Unknown { meant: None, .. } => format!("one of {}", Names(Key::NAMES)),
+            Self::NotYet { .. } => format!("one of {}", Names(Key::NAMES)),
+            Self::NoPort { name, .. } => format!("`{name}`"),
+            Self::NotAPort { .. } => {
+                "a number from 1 to 65535, or the name of a declared port (up to 15 of a-z, 0-9 and \
+                 `-`, with a letter)"
+                    .to_owned()
+            }
+        }
+    }
+}
+
+struct Names(&'static [&'static str]);
+
+impl fmt::Display for Names {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(", "))
+    }
+}

@@ -1,0 +1,29 @@
+//! Policy: the words in which limits are written, and whose word counts.
+//!
+//! There is one grammar, for annotations, policy files and the node file, and one merge of what
+//! the administrator, the namespace and the workload say. Everything here is pure. It has never
+//! heard of YAML, maps or interfaces: readers of files hand it texts with their places, and
+//! `compile` turns what comes out into rules.
+
+pub mod effective;
+pub mod fault;
+pub mod key;
+pub mod layer;
+pub mod peer;
+pub mod place;
+pub mod probes;
+pub mod rate;
+mod suggest;
+pub mod value;
+
+pub use self::{
+    effective::{Clamp, Effective, LastGood, Layers, Line, Outcome, Shadow, Slot, effective},
+    key::{ANNOTATION_PREFIX, Key, KeyKind, LimitKind, Port, PortName, PortRef, Ports},
+    layer::{Administrator, Allow, Entries, Entry, Glob, Match, Policy, Subject, annotations},
+    peer::{Cidr, Group},
+    place::{Layer, Origin, Place, Problem, Severity, Sourced},
+    probes::{Probes, RESETS},
+    rate::{Bucket, Period, Rate},
+    suggest::nearest,
+    value::{Limit, Mode, OnLimit, Setting, parse_bucket, parse_cidr},
+};

@@ -1,0 +1,389 @@
+//! The memory that kernel and agent share, map by map.
+//!
+//! Every map is pinned, so every type here is a contract with the next version of the agent:
+//! [`LAYOUT`] names it, and the pin directory carries that number. Integers only, no padding, and
+//! each map has one kind of writer, named in its comment.
+//!
+//! | map | shape | index | writer |
+//! |---|---|---|---|
+//! | `CONFIG` | array of 1, mapped | – | agent |
+//! | `CELLS` | array of [`CellLine`], mapped | cell | kernel and agent, by compare-and-swap only |
+//! | `RECORDS` | array of [`Record`] | cell | agent |
+//! | `COUNTS` | per-CPU array of [`Counts`] | cell | kernel |
+//! | `WORKLOADS` | array of [`Workload`] | slot | agent |
+//! | `TALLIES` | per-CPU array of [`Tally`] | slot × [`HOOKS`] + hook | kernel |
+//! | `INTERFACES` | hash `u32` → slot | ifindex | agent |
+//! | `ADDRESSES` | hash [`Addr`] → slot | address | agent |
+//! | `PORTS` | hash `u32` → block | [`port_key`] | agent |
+//! | `BLOCKS` | array of [`Block`] | block | agent; never changed while referenced |
+//! | `SOURCES` | array of lines, mapped | hash | kernel; the agent clears old ways |
+//! | `PENDING` | array of lines, mapped | hash | kernel; the agent clears old ways |
+//! | `SLOTS` | array of [`Slot`] | line × 8 + way | kernel |
+//! | `EVENTS` | ring buffer of [`Event`] | – | kernel |
+
+use crate::{addr::Addr, gcra::Params, nh::Secret, verdict, way};
+
+/// Version of this layout, part of the pin directory's name.
+pub const LAYOUT: u32 = 1;
+
+/// Workload slots; slot 0 is "none".
+pub const MAX_WORKLOADS: u32 = 512;
+/// Cells; cell 0 is "none".
+pub const MAX_CELLS: u32 = 8192;
+/// Rule blocks; block 0 is "none".
+pub const MAX_BLOCKS: u32 = 4096;
+/// Entries of the port map.
+pub const MAX_PORTS: u32 = 8192;
+/// Entries of the address map.
+pub const MAX_ADDRESSES: u32 = 4096;
+/// Lines for sources: 2 MiB, 229 376 sources.
+pub const SOURCE_LINES: u32 = 32_768;
+/// Lines for handshakes: 512 KiB, with slots of 4 MiB, 65 536 handshakes.
+pub const PENDING_LINES: u32 = 8192;
+/// Bytes of the event ring.
+pub const EVENTS_BYTES: u32 = 512 * 1024;
+
+/// The hooks that count apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Hook {
+    /// TC, packets towards the workload.
+    TcIngress = 0,
+    /// TC, packets from the workload.
+    TcEgress = 1,
+    /// XDP on an uplink.
+    Xdp = 2,
+}
+
+/// Number of hooks.
+pub const HOOKS: u32 = 3;
+
+impl Hook {
+    /// All hooks, by their number.
+    pub const ALL: [Self; HOOKS as usize] = [Self::TcIngress, Self::TcEgress, Self::Xdp];
+
+    /// The hook's name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TcIngress | Self::TcEgress => "tc",
+            Self::Xdp => "xdp",
+        }
+    }
+
+    /// Which way the packet goes, seen from the workload.
+    pub const fn direction(self) -> Direction {
+        match self {
+            Self::TcIngress | Self::Xdp => Direction::Ingress,
+            Self::TcEgress => Direction::Egress,
+        }
+    }
+}
+
+/// Directions are the workload's: ingress is towards it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "user", serde(rename_all = "lowercase"))]
+#[repr(u8)]
+pub enum Direction {
+    /// Towards the workload.
+    Ingress = 0,
+    /// From the workload.
+    Egress = 1,
+}
+
+impl Direction {
+    /// The direction's name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+/// What the kernel must know of the node. One entry.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Config {
+    /// Key of the placement hashes, drawn when the map is made.
+    pub secret: Secret,
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC, ns (wrapping). Windows are numbered by it.
+    pub clock_offset_ns: u64,
+    /// When the agent last lived, CLOCK_MONOTONIC ns.
+    pub heartbeat_ns: u64,
+    /// Least time between two events of one limit on one CPU, ns.
+    pub event_interval_ns: u64,
+    /// Reserved.
+    pub _reserved: [u64; 7],
+}
+
+/// One limit's state: a cache line of eight words, whose meaning [`CellKind`] says.
+///
+/// The array of bare lines never changes its layout; what a line means stands in the record
+/// beside it.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CellLine {
+    /// The state words.
+    pub words: [u64; 8],
+}
+
+/// What the words of a cell mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum CellKind {
+    /// Unused.
+    Free = 0,
+    /// Word 0 is a GCRA's theoretical arrival time.
+    Gcra = 1,
+    /// Word 0 is a window: number and count.
+    Window = 2,
+    /// Words 0 and 1 are the leases of the even and the odd window.
+    Lease = 3,
+    /// Words 0 to 3 are a breaker.
+    Breaker = 4,
+    /// No word is used: the state stands in `SOURCES`, the cell names and counts it.
+    Source = 5,
+}
+
+impl CellKind {
+    /// The kind with this code.
+    pub const fn from_code(code: u32) -> Option<Self> {
+        Some(match code {
+            0 => Self::Free,
+            1 => Self::Gcra,
+            2 => Self::Window,
+            3 => Self::Lease,
+            4 => Self::Breaker,
+            5 => Self::Source,
+            _ => return None,
+        })
+    }
+}
+
+/// Whose a cell is: what a starting agent rebuilds its directory from.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// 128-bit identity of the limit (workload, direction, key, port, peers).
+    pub identity: [u64; 2],
+    /// The bucket's parameters; they never change while the cell lives.
+    pub params: Params,
+    /// [`CellKind`].
+    pub kind: u32,
+    /// Counts the cell's owners.
+    pub generation: u32,
+    /// Reserved.
+    pub _reserved: u64,
+}
+
+/// What happened at one cell, on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Takes that found a token (and were not given back).
+    pub admitted: u64,
+    /// Takes that were denied and enforced.
+    pub refused: u64,
+    /// Takes that were denied in shadow mode.
+    pub shadowed: u64,
+    /// When the last event of this cell was sent, CLOCK_MONOTONIC ns.
+    pub last_event_ns: u64,
+}
+
+/// A workload: a pod, or on a VM an interface or a namespace with a name.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Workload {
+    /// 128-bit identity of the workload.
+    pub identity: [u64; 2],
+    /// Until when refusals are only counted, CLOCK_MONOTONIC ns; 0 when enforced.
+    pub shadow_until_ns: u64,
+    /// The budget for resets.
+    pub reset_cost: u64,
+    /// The burst of the budget for resets.
+    pub reset_burst: u64,
+    /// Cell of the budget for resets.
+    pub reset_cell: u32,
+    /// Block of the rules for any port, by direction; 0 for none.
+    pub any_port: [u32; 2],
+    /// [`PORTS_INGRESS`] and [`PORTS_EGRESS`].
+    pub flags: u32,
+}
+
+/// The workload has blocks of their own for some inbound ports.
+pub const PORTS_INGRESS: u32 = 1;
+/// The workload has blocks of their own for some outbound ports.
+pub const PORTS_EGRESS: u32 = 2;
+
+/// Key of `PORTS`.
+#[inline(always)]
+pub const fn port_key(slot: u32, direction: Direction, port: u16) -> u32 {
+    slot << 17 | (direction as u32) << 16 | port as u32
+}
+
+/// Rules in a block.
+pub const MAX_RULES: usize = 15;
+
+/// What holds for one port (or any other port) of a workload in one direction, in order.
+///
+/// A block is never changed while something refers to it: the agent writes another and turns the
+/// reference, so a packet sees all of the old policy or all of the new.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Rules in use.
+    pub count: u32,
+    /// Reserved.
+    pub _reserved: [u32; 15],
+    /// The rules.
+    pub rules: [Rule; MAX_RULES],
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        Self { count: 0, _reserved: [0; 15], rules: [Rule::default(); MAX_RULES] }
+    }
+}
+
+/// One rule: for peers in a prefix, one limit.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// The peer's prefix (source of ingress, destination of egress), masked.
+    pub peer: Addr,
+    /// The prefix's mask; all zero for any peer.
+    pub mask: Addr,
+    /// Cost of a token: 1/256 ns, or ticks of 64 ns for [`RuleKind::Source`].
+    pub cost: u64,
+    /// Window of a full bucket, same unit.
+    pub burst: u64,
+    /// Step of the refill, same unit; 0 for smooth.
+    pub step: u64,
+    /// The limit's cell.
+    pub cell: u32,
+    /// [`RuleKind`].
+    pub kind: u8,
+    /// [`RULE_SHADOW`] and [`RULE_DROP`].
+    pub flags: u8,
+    /// Prefix length that groups IPv4 sources.
+    pub group_v4: u8,
+    /// Prefix length that groups IPv6 sources.
+    pub group_v6: u8,
+}
+
+/// The rule counts and reports, but does not refuse.
+pub const RULE_SHADOW: u8 = 1;
+/// The rule refuses by dropping rather than by RST.
+pub const RULE_DROP: u8 = 2;
+
+/// What a rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RuleKind {
+    /// Admits at once; nothing is spent.
+    Exempt = 1,
+    /// Decides by its own bucket alone: health probes.
+    Probe = 2,
+    /// A bucket per source.
+    Source = 3,
+    /// A bucket.
+    Limit = 4,
+}
+
+/// A handshake that was admitted and may be repeated, and from the day that connections are
+/// tracked a connection's first state.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// The SYN's source.
+    pub source: Addr,
+    /// The SYN's destination.
+    pub destination: Addr,
+    /// Source port << 16 | destination port.
+    pub ports: u32,
+    /// Initial sequence number.
+    pub isn: u32,
+    /// When the first SYN came, CLOCK_MONOTONIC ns.
+    pub first_ns: u64,
+    /// Workload slot << 1 | direction.
+    pub owner: u32,
+    /// Counts the slot's owners; never reset.
+    pub generation: u32,
+    /// State word of the connection, changed by compare-and-swap only; 0 while only remembered.
+    pub state: u64,
+}
+
+/// A sampled refusal.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// CLOCK_MONOTONIC ns.
+    pub time_ns: u64,
+    /// The SYN's source.
+    pub source: Addr,
+    /// The SYN's destination.
+    pub destination: Addr,
+    /// Source port << 16 | destination port.
+    pub ports: u32,
+    /// Workload slot.
+    pub slot: u32,
+    /// The limit's cell; 0 when no limit decided.
+    pub cell: u32,
+    /// [`verdict::Reason`].
+    pub reason: u8,
+    /// [`verdict::Verdict`].
+    pub verdict: u8,
+    /// [`Hook`].
+    pub hook: u8,
+    /// Reserved.
+    pub _reserved: u8,
+}
+
+/// Decisions by verdict and reason, on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// Count of each (verdict, reason).
+    pub counts: [[u64; verdict::REASONS]; verdict::VERDICTS],
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self { counts: [[0; verdict::REASONS]; verdict::VERDICTS] }
+    }
+}
+
+const _: () = {
+    assert!(size_of::<CellLine>() == 64 && align_of::<CellLine>() == 64);
+    assert!(size_of::<CellLine>() == way::LINE * 8);
+    assert!(size_of::<Config>() == 128);
+    assert!(size_of::<Record>() == 56);
+    assert!(size_of::<Counts>() == 32);
+    assert!(size_of::<Workload>() == 56);
+    assert!(size_of::<Rule>() == 64);
+    assert!(size_of::<Block>() == 64 + MAX_RULES * size_of::<Rule>());
+    assert!(size_of::<Slot>() == 64);
+    assert!(size_of::<Event>() == 56);
+    // A slot number, a direction and a port share 32 bits.
+    assert!(MAX_WORKLOADS <= 1 << 15);
+    assert!(SOURCE_LINES.is_power_of_two() && PENDING_LINES.is_power_of_two());
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    //! The agent copies these in and out of maps as bytes.
+    #![allow(unsafe_code)]
+
+    use super::*;
+
+    macro_rules! pod {
+        ($($type:ty),*) => {$(
+            // SAFETY: `repr(C)` integers (and structs of them) without padding, as the size
+            // assertions above show, so every bit pattern is a valid value.
+            unsafe impl aya::Pod for $type {}
+        )*};
+    }
+
+    pod!(Addr, Block, CellLine, Config, Counts, Event, Record, Rule, Slot, Tally, Workload);
+}

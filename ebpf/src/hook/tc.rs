@@ -1,0 +1,144 @@
+//! TC hooks. "Pass" lets the next program run, so that Weir stands before others, never instead.
+
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::{bpf_redirect, bpf_redirect_peer},
+    programs::TcContext,
+};
+
+use super::Packet;
+use crate::parse::{
+    self, Parsed, Syn,
+    ipv6::{self, Chain},
+};
+
+/// `TCX_NEXT`, and `TC_ACT_UNSPEC` on clsact: the next program decides. `TC_ACT_OK` would end the
+/// chain on both.
+pub const NEXT: i32 = -1;
+/// `TC_ACT_SHOT`.
+pub const SHOT: i32 = 2;
+
+/// What is made readable of a packet whose headers are not: no honest ones are longer.
+const HEADERS: u32 = 512;
+
+/// `BPF_F_INGRESS`: redirect to where packets enter the device.
+const INGRESS: u64 = 1;
+
+/// Where the program is attached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum TcHook {
+    /// Host side of a veth, packets that leave the host.
+    HostEgress,
+    /// Host side of a veth, packets that enter the host.
+    HostIngress,
+    /// The workload's own interface, packets that leave it.
+    OwnEgress,
+    /// The workload's own interface, packets that enter it.
+    OwnIngress,
+}
+
+/// A packet at a TC hook.
+pub struct Tc {
+    /// The kernel's context.
+    pub ctx: TcContext,
+    hook: TcHook,
+}
+
+impl Tc {
+    #[inline(always)]
+    pub fn new(ctx: TcContext, hook: TcHook) -> Self {
+        Self { ctx, hook }
+    }
+
+    /// Parses the packet, with its headers pulled together first if they must be.
+    #[inline(always)]
+    pub fn parse(&self, syn: &mut Syn) -> Parsed {
+        if parse::is_plainly_other(&Bytes(TcContext::new(self.raw()))) {
+            return Parsed::Other;
+        }
+        let mut parsed = weir_parse_tc(self.raw(), syn);
+        if parsed == Parsed::Short as u64 && !self.is_readable() {
+            let length = self.ctx.len();
+            let pulled = self.ctx.pull_data(if length < HEADERS { length } else { HEADERS });
+            if pulled.is_ok() {
+                parsed = weir_parse_tc(self.raw(), syn);
+            }
+            // The receiver will read on where this program cannot.
+            if parsed == Parsed::Short as u64 && !self.is_readable() {
+                return Parsed::HeaderChain;
+            }
+        }
+        Parsed::from_code(parsed)
+    }
+
+    /// Whether all of the packet can be read directly, none of it in fragments of the buffer.
+    #[inline(always)]
+    fn is_readable(&self) -> bool {
+        (self.ctx.data_end() - self.ctx.data()) as u32 >= self.ctx.len()
+    }
+
+    /// The interface's index.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        // SAFETY: the context is valid for the whole run.
+        unsafe { (*self.ctx.skb.skb).ifindex }
+    }
+
+    /// Sends the packet, rewritten into an answer, back to where it came from.
+    #[inline(always)]
+    pub fn send_back(&self) -> i32 {
+        let ifindex = self.ifindex();
+        let code = match self.hook {
+            // As if the pod had answered: reverse NAT and routing see an ordinary packet.
+            TcHook::HostEgress | TcHook::OwnEgress => unsafe { bpf_redirect(ifindex, INGRESS) },
+            // Straight into the pod: another program at the veth's egress has no say.
+            TcHook::HostIngress => unsafe { bpf_redirect_peer(ifindex, 0) },
+            TcHook::OwnIngress => unsafe { bpf_redirect(ifindex, 0) },
+        };
+        code as i32
+    }
+
+    /// The raw context, for helpers.
+    #[inline(always)]
+    pub fn raw(&self) -> *mut __sk_buff {
+        self.ctx.skb.skb
+    }
+}
+
+/// The packet's bytes, without a place to act.
+struct Bytes(TcContext);
+
+impl Packet for Bytes {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        (self.0.data(), self.0.data_end())
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.0.len() as usize
+    }
+
+    #[inline(always)]
+    fn follow_extensions(&self, offset: usize, next: u8) -> Chain {
+        Chain(weir_extensions_tc(self.0.skb.skb, offset as u32, u32::from(next)))
+    }
+}
+
+/// A global function: see [`weir_parse_tc`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_extensions_tc(skb: *mut __sk_buff, offset: u32, next: u32) -> u64 {
+    ipv6::follow(&Bytes(TcContext::new(skb)), (offset & 0xff) as usize, next as u8).0
+}
+
+/// A global function: verified once, and its stack is free again when rules are judged.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_parse_tc(skb: *mut __sk_buff, syn: *mut Syn) -> u64 {
+    // SAFETY: the verifier proves that it is null or a whole `Syn`.
+    match unsafe { syn.as_mut() } {
+        Some(syn) => parse::parse(&Bytes(TcContext::new(skb)), syn) as u64,
+        None => Parsed::Other as u64,
+    }
+}

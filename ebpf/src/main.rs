@@ -1,0 +1,70 @@
+//! Weir's programs: entry points only.
+//!
+//! The names say where a program is attached and which way the workload's packets go there. On the
+//! host side of a veth the hooks are mirrored: what leaves the host through it enters the pod.
+#![no_std]
+#![no_main]
+#![allow(internal_features)]
+// A program has no readers of its items but itself.
+#![allow(missing_docs, unreachable_pub)]
+#![feature(asm_experimental_arch, core_intrinsics)]
+
+use aya_ebpf::{
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use weir_common::layout::Direction;
+
+use crate::hook::{Tc, TcHook, Uplink};
+
+mod decide;
+mod emit;
+mod hook;
+mod maps;
+mod parse;
+mod peek;
+mod pending;
+mod reply;
+mod rule;
+mod workload;
+
+/// Host side of a veth, egress hook: towards the workload.
+#[classifier]
+pub fn weir_host_in(ctx: TcContext) -> i32 {
+    decide::run(&Tc::new(ctx, TcHook::HostEgress), Direction::Ingress)
+}
+
+/// Host side of a veth, ingress hook: from the workload.
+#[classifier]
+pub fn weir_host_out(ctx: TcContext) -> i32 {
+    decide::run(&Tc::new(ctx, TcHook::HostIngress), Direction::Egress)
+}
+
+/// The workload's own interface (inside a pod, or a machine's), ingress hook.
+#[classifier]
+pub fn weir_own_in(ctx: TcContext) -> i32 {
+    decide::run(&Tc::new(ctx, TcHook::OwnIngress), Direction::Ingress)
+}
+
+/// The workload's own interface, egress hook.
+#[classifier]
+pub fn weir_own_out(ctx: TcContext) -> i32 {
+    decide::run(&Tc::new(ctx, TcHook::OwnEgress), Direction::Egress)
+}
+
+/// An uplink: refuses early what TC would certainly refuse, and spends nothing.
+#[xdp]
+pub fn weir_uplink(ctx: XdpContext) -> u32 {
+    peek::run(&Uplink::new(ctx))
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// The licence that the kernel checks before it allows GPL-only helpers.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

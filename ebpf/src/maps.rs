@@ -1,0 +1,172 @@
+//! Every map, and the only place where map memory becomes references.
+//!
+//! Who writes each of them, and how they are sized, stands in [`weir_common::layout`].
+
+use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg};
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use weir_common::{
+    addr::Addr,
+    layout::{
+        Block, CellLine, Config, Counts, EVENTS_BYTES, HOOKS, MAX_ADDRESSES, MAX_BLOCKS, MAX_CELLS,
+        MAX_PORTS, MAX_WORKLOADS, PENDING_LINES, Record, SOURCE_LINES, Slot, Tally, Workload,
+    },
+    nh::Secret,
+    way::{LINE, Line},
+    word::Word,
+};
+
+/// `BPF_F_MMAPABLE`: the agent maps this array and sees every change at once (since 5.5).
+const MAPPED: u32 = 1 << 10;
+
+#[map]
+static CONFIG: Array<Config> = Array::with_max_entries(1, MAPPED);
+#[map]
+static CELLS: Array<CellLine> = Array::with_max_entries(MAX_CELLS, MAPPED);
+/// Only the agent reads and writes it; it stands here so that it is made and pinned with the rest.
+#[map]
+pub static RECORDS: Array<Record> = Array::with_max_entries(MAX_CELLS, 0);
+#[map]
+static COUNTS: PerCpuArray<Counts> = PerCpuArray::with_max_entries(MAX_CELLS, 0);
+#[map]
+static WORKLOADS: Array<Workload> = Array::with_max_entries(MAX_WORKLOADS, 0);
+#[map]
+static TALLIES: PerCpuArray<Tally> = PerCpuArray::with_max_entries(MAX_WORKLOADS * HOOKS, 0);
+#[map]
+static INTERFACES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_WORKLOADS * 2, 0);
+#[map]
+static ADDRESSES: HashMap<Addr, u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
+#[map]
+static PORTS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PORTS, 0);
+#[map]
+static BLOCKS: Array<Block> = Array::with_max_entries(MAX_BLOCKS, 0);
+#[map]
+static SOURCES: Array<CellLine> = Array::with_max_entries(SOURCE_LINES, MAPPED);
+#[map]
+static PENDING: Array<CellLine> = Array::with_max_entries(PENDING_LINES, MAPPED);
+#[map]
+static SLOTS: Array<Slot> = Array::with_max_entries(PENDING_LINES * LINE as u32, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+
+/// A word of a map value. Map values outlive the program run, so the pointer stays good.
+#[derive(Clone, Copy)]
+pub struct MapWord(*mut u64);
+
+impl Word for MapWord {
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        // SAFETY: points into a live map value, aligned; volatile because others write it.
+        unsafe { self.0.read_volatile() }
+    }
+
+    #[inline(always)]
+    fn compare_exchange(&self, current: u64, new: u64) -> Result<u64, u64> {
+        // `AtomicU64` has no read-modify-write for this target; the intrinsic is `cmpxchg_64`.
+        // SAFETY: points into a live map value, aligned; only changed by compare-and-swap.
+        let (seen, done) =
+            unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(self.0, current, new) };
+        if done { Ok(seen) } else { Err(seen) }
+    }
+}
+
+/// A line of eight words in a map.
+#[derive(Clone, Copy)]
+pub struct MapLine(*mut u64);
+
+impl MapLine {
+    #[inline(always)]
+    fn new(line: *mut CellLine) -> Self {
+        Self(line.cast())
+    }
+}
+
+impl Line for MapLine {
+    type Word<'line> = MapWord;
+
+    #[inline(always)]
+    fn word(&self, index: usize) -> MapWord {
+        // SAFETY: a `CellLine` is eight words, and the index is one of theirs.
+        MapWord(unsafe { self.0.add(index & (LINE - 1)) })
+    }
+}
+
+/// The key of the placement hashes.
+#[inline(always)]
+pub fn secret() -> Option<&'static Secret> {
+    CONFIG.get(0).map(|config| &config.secret)
+}
+
+/// The least time between two events of one limit on one CPU, ns.
+#[inline(always)]
+pub fn event_interval_ns() -> u64 {
+    CONFIG.get(0).map_or(u64::MAX, |config| config.event_interval_ns)
+}
+
+/// The state word of a one-word cell.
+#[inline(always)]
+pub fn cell(index: u32) -> Option<MapWord> {
+    CELLS.get_ptr_mut(index).map(|line| MapWord(line.cast()))
+}
+
+/// What happened at a cell, on this CPU. The program cannot be interrupted by another one that
+/// writes the same entry often enough to matter: a nested run may lose one count.
+#[inline(always)]
+pub fn counts(cell: u32) -> Option<&'static mut Counts> {
+    // SAFETY: this CPU's copy; map values outlive the run.
+    COUNTS.get_ptr_mut(cell).map(|counts| unsafe { &mut *counts })
+}
+
+/// This CPU's tally of a workload at a hook.
+#[inline(always)]
+pub fn tally(index: u32) -> Option<&'static mut Tally> {
+    // SAFETY: as for `counts`.
+    TALLIES.get_ptr_mut(index).map(|tally| unsafe { &mut *tally })
+}
+
+#[inline(always)]
+pub fn workload(slot: u32) -> Option<&'static Workload> {
+    WORKLOADS.get(slot)
+}
+
+#[inline(always)]
+pub fn block(index: u32) -> Option<&'static Block> {
+    BLOCKS.get(index)
+}
+
+#[inline(always)]
+pub fn slot_of_interface(ifindex: u32) -> Option<u32> {
+    // SAFETY: a `u32` is read in one load; a reused entry holds another valid slot.
+    unsafe { INTERFACES.get(ifindex) }.copied()
+}
+
+#[inline(always)]
+pub fn slot_of_address(address: &Addr) -> Option<u32> {
+    // SAFETY: as for `slot_of_interface`.
+    unsafe { ADDRESSES.get(address) }.copied()
+}
+
+#[inline(always)]
+pub fn block_of_port(key: u32) -> Option<u32> {
+    // SAFETY: as for `slot_of_interface`.
+    unsafe { PORTS.get(key) }.copied()
+}
+
+#[inline(always)]
+pub fn source_line(index: u32) -> Option<MapLine> {
+    SOURCES.get_ptr_mut(index).map(MapLine::new)
+}
+
+#[inline(always)]
+pub fn pending_line(index: u32) -> Option<MapLine> {
+    PENDING.get_ptr_mut(index).map(MapLine::new)
+}
+
+#[inline(always)]
+pub fn handshake(index: u32) -> Option<&'static mut Slot> {
+    // SAFETY: whoever claimed the way writes, readers check the way again after reading.
+    SLOTS.get_ptr_mut(index).map(|slot| unsafe { &mut *slot })
+}

@@ -1,0 +1,155 @@
+//! From bytes to the one thing that matters here: is this a SYN, of whom, to whom?
+//!
+//! One protocol layer per file; no policy. Everything that is not the start of a TCP connection
+//! leaves as early as it can be told.
+
+mod eth;
+mod ipv4;
+pub mod ipv6;
+mod tcp;
+
+use weir_common::addr::Addr;
+
+use crate::hook::{Packet, has_ethernet};
+
+/// The start of a TCP connection: SYN without ACK.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Syn {
+    pub source: Addr,
+    pub destination: Addr,
+    /// Source port << 16 | destination port.
+    pub ports: u32,
+    /// Initial sequence number.
+    pub isn: u32,
+    /// Offset of the IP header.
+    pub l3: u32,
+    /// Offset of the TCP header.
+    pub l4: u32,
+    /// Bytes of the TCP header with its options, 20 to 60.
+    pub l4_length: u32,
+    /// Bytes of payload (TCP Fast Open).
+    pub payload: u32,
+    /// 1 if it can be turned into an answer in place: whole, without IP options or extension
+    /// headers.
+    pub answerable: u32,
+}
+
+impl Syn {
+    /// The destination port.
+    #[inline(always)]
+    pub fn port(&self) -> u16 {
+        self.ports as u16
+    }
+}
+
+/// What a packet is. A plain number: the verifier refuses what a half-filled variant would leave
+/// in a register.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Parsed {
+    /// Go on with the next layer; as a result: a SYN.
+    Syn,
+    /// Not the start of a TCP connection.
+    Other,
+    /// A later fragment of TCP: without ports; its first fragment was judged.
+    Fragment,
+    /// Malformed: the stack will drop it.
+    Malformed,
+    /// A first fragment without a whole TCP header, or one that would overwrite it.
+    TinyFragment,
+    /// More or longer headers than are followed.
+    HeaderChain,
+    /// Its headers go beyond the readable bytes.
+    Short,
+}
+
+impl Parsed {
+    /// From the number that a parsing function returned.
+    #[inline(always)]
+    pub fn from_code(code: u64) -> Self {
+        const ALL: [Parsed; 7] = [
+            Parsed::Syn,
+            Parsed::Other,
+            Parsed::Fragment,
+            Parsed::Malformed,
+            Parsed::TinyFragment,
+            Parsed::HeaderChain,
+            Parsed::Short,
+        ];
+        let mut parsed = Self::Other;
+        for candidate in ALL {
+            if code == candidate as u64 {
+                parsed = candidate;
+            }
+        }
+        parsed
+    }
+}
+
+/// The IP layer, as the TCP layer needs it.
+#[derive(Default)]
+pub struct Ip {
+    l4: usize,
+    /// Bytes of the IP payload from `l4` on.
+    length: u32,
+    /// In units of 8 bytes.
+    fragment_offset: u16,
+    more_fragments: bool,
+}
+
+/// Bytes of an IP packet whose header says `stated`, or `None` when there are not as many.
+///
+/// Zero says nothing, and receivers take all there is: of IPv4 that was merged into more than
+/// 64 KiB, and of IPv6 behind any hop-by-hop header (only a jumbogram should, RFC 2675).
+#[inline(always)]
+fn total<P: Packet>(packet: &P, l3: usize, stated: usize) -> Option<usize> {
+    let room = packet.length().saturating_sub(l3);
+    let total = if stated == 0 { room } else { stated };
+    if total > room { None } else { Some(total) }
+}
+
+/// Whether a packet is one of the many that are plainly not the start of a TCP connection: IP without
+/// options, fragments or tags, and not TCP or without SYN. A few loads at fixed offsets, because this
+/// is what every packet of every connection pays; what it does not know goes to [`parse`].
+#[inline(always)]
+pub fn is_plainly_other<P: Packet>(packet: &P) -> bool {
+    const ETHERNET: usize = 14;
+    if !has_ethernet() {
+        return false;
+    }
+    // Up to the protocol, and up to the flags behind a bare IPv4 and IPv6 header.
+    let Some(head) = packet.header::<[u8; ETHERNET + 10]>(0) else { return false };
+    match (head[12], head[13]) {
+        (0x08, 0x00) if head[14] == 0x45 => {
+            let is_fragment = head[20] & 0x3f != 0 || head[21] != 0;
+            head[23] != tcp::TCP
+                || !is_fragment
+                    && packet
+                        .header::<[u8; ETHERNET + 34]>(0)
+                        .is_some_and(|head| head[ETHERNET + 33] & tcp::SYN == 0)
+        }
+        (0x86, 0xdd) if head[20] == tcp::TCP => packet
+            .header::<[u8; ETHERNET + 54]>(0)
+            .is_some_and(|head| head[ETHERNET + 53] & tcp::SYN == 0),
+        (0x86, 0xdd) => !ipv6::is_extension(head[20]),
+        _ => false,
+    }
+}
+
+/// Parses a packet; fills `syn` when it is one.
+#[inline(always)]
+pub fn parse<P: Packet>(packet: &P, syn: &mut Syn) -> Parsed {
+    let mut l3 = 0;
+    let mut ip = Ip::default();
+    let parsed = match eth::parse(packet, &mut l3) {
+        eth::Network::V4 => ipv4::parse(packet, l3, syn, &mut ip),
+        eth::Network::V6 => ipv6::parse(packet, l3, syn, &mut ip),
+        eth::Network::Other => return Parsed::Other,
+        eth::Network::Short => return Parsed::Short,
+    };
+    if parsed != Parsed::Syn {
+        return parsed;
+    }
+    tcp::parse(packet, &ip, syn)
+}

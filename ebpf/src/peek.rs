@@ -1,0 +1,61 @@
+//! The decision at an uplink: what TC would certainly refuse is refused before the stack sees it.
+//!
+//! XDP looks and never takes: the same SYN passes TC afterwards, and one SYN spends once. What it
+//! cannot decide alone (no workload with that address, an unusual packet) passes on to TC.
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use weir_common::{
+    layout::{Direction, Hook, RULE_DROP},
+    verdict::{Reason, Verdict},
+};
+
+use crate::{
+    decide, emit,
+    hook::Uplink,
+    maps,
+    parse::{Parsed, Syn},
+    pending, reply, rule, workload,
+};
+
+/// Judges one frame and returns XDP's code.
+#[inline(always)]
+pub fn run(uplink: &Uplink) -> u32 {
+    let mut syn = Syn::default();
+    match uplink.parse(&mut syn) {
+        Parsed::Syn => on_syn(uplink, &syn).unwrap_or(XDP_PASS),
+        _ => XDP_PASS,
+    }
+}
+
+#[inline(always)]
+fn on_syn(uplink: &Uplink, syn: &Syn) -> Option<u32> {
+    let slot = maps::slot_of_address(&syn.destination)?;
+    let workload = maps::workload(slot)?;
+    let rules = workload::rules(slot, workload, Direction::Ingress, syn.port())?;
+    let now_ns = decide::now();
+    let refused = rule::foresee(rules.index, syn.source, now_ns);
+    let rule = rules.get(refused)?;
+    // A repeated SYN is free, here as there.
+    if decide::in_shadow(workload, now_ns)
+        || pending::place(slot, Direction::Ingress, syn, now_ns)?.holds(syn)
+    {
+        return None;
+    }
+    let drop = rule.flags & RULE_DROP != 0;
+    if !drop && !reply::fits_uplink(syn) {
+        return None;
+    }
+    let reason = rule::plain_reason(rule, Direction::Ingress);
+    let verdict = decide::refusal(workload, syn, drop, now_ns);
+    emit::refusal(slot, Hook::Xdp, verdict, reason, rule, syn, now_ns);
+    if verdict == Verdict::Reset {
+        return Some(reply::reset_uplink(uplink, syn).unwrap_or_else(|| {
+            emit::count(slot, Hook::Xdp, Verdict::Note, Reason::RewriteFailed);
+            XDP_DROP
+        }));
+    }
+    if !drop {
+        emit::count(slot, Hook::Xdp, Verdict::Note, Reason::ResetLimited);
+    }
+    Some(XDP_DROP)
+}

@@ -1,0 +1,11 @@
+//! Lab, packets and models for the suites in `tests/`.
+
+pub mod agent;
+pub mod bpf;
+pub mod filters;
+pub mod packet;
+pub mod raw;
+pub mod site;
+pub mod tap;
+pub mod testrun;
+pub mod vm;

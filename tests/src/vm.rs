@@ -1,0 +1,318 @@
+//! Another kernel: a test that goes on inside a virtual machine.
+//!
+//! The machine is QEMU with software emulation, its disk an initramfs made of busybox, a few
+//! kernel modules, the agent and the test's own executable; the test is started again in there.
+//! What it needs is named by the environment (`cargo xtask test --vm` brings it). It refuses to
+//! know what is tested.
+//!
+//! Time inside is the host's, so load works; speed is a tenth, so nothing can be measured.
+#![allow(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "a test that cannot go on fails, and says where"
+)]
+
+use std::{
+    collections::BTreeSet,
+    env,
+    fs::{self, File},
+    io::{self, BufRead as _, BufReader, PipeReader, Write as _},
+    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio, id},
+    thread,
+    time::{Duration, Instant},
+};
+
+use weir::lab::skip;
+
+use crate::agent;
+
+/// How long a test may take inside, the kernel's start included.
+const PATIENCE: Duration = Duration::from_secs(240);
+/// How often the machine is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+/// How much of the console is shown when a test fails.
+const LAST_LINES: usize = 80;
+/// Megabytes of its memory. The initramfs takes its size twice while it is unpacked.
+const MEMORY: &str = "2048";
+
+/// Set inside.
+const INSIDE: &str = "WEIR_VM_INSIDE";
+/// What the console says when the test is over, before its exit code.
+const OVER: &str = "weir-vm: the test ended with ";
+
+/// What Debian's cloud kernel has as modules and the lab needs.
+const MODULES: [&str; 4] = ["veth", "sch_ingress", "cls_bpf", "tun"];
+
+/// Runs `work` in a virtual machine, or skips the test where none was asked for.
+///
+/// `test` is the test's name, as `module::name`, with its crate's name first.
+pub fn inside(test: &str, work: impl FnOnce()) {
+    if env::var_os(INSIDE).is_some() {
+        return work();
+    }
+    if env::var_os("WEIR_TEST_VM").is_none_or(|value| value != "1") {
+        return skip(test, "it boots another kernel: run `cargo xtask test --vm`");
+    }
+    let started = Instant::now();
+    let (end, console) = boot(test);
+    let verdict = console.iter().find_map(|line| line.split_once(OVER)).map(|(_, code)| code);
+    if verdict.is_some_and(|code| code.trim() == "0") {
+        println!("{test}: {:.1} s in the virtual machine", started.elapsed().as_secs_f64());
+        return;
+    }
+    let why = match (verdict, end) {
+        (Some(code), _) => format!("it ended with {code}"),
+        (None, Some(status)) => format!("the virtual machine ended before it ({status})"),
+        (None, None) => format!("it did not end within {} s", PATIENCE.as_secs()),
+    };
+    let last = &console[console.len().saturating_sub(LAST_LINES)..];
+    panic!("{test}, in the virtual machine: {why}; the console's end:\n{}", last.join("\n"));
+}
+
+/// Starts the machine and waits for its end, `None` if that does not come; with all that its
+/// console said.
+fn boot(test: &str) -> (Option<ExitStatus>, Vec<String>) {
+    let kernel = named("WEIR_VM_KERNEL");
+    // Two machines on one host would starve each other.
+    let lock = File::create(kernel.with_file_name("machine.lock")).expect("make a lock file");
+    lock.lock().expect("wait for another machine's end");
+    let disk = Disk::new(kernel.with_file_name(format!("initramfs-{}", id())), test);
+    let (console, machine_end) = io::pipe().expect("make a pipe");
+    let mut machine = Machine::start(&kernel, &disk, machine_end);
+    let console = thread::spawn(|| lines(console));
+    let end = machine.wait(PATIENCE);
+    // Closes the console, if it is not.
+    drop(machine);
+    (end, console.join().expect("read the console"))
+}
+
+fn lines(console: PipeReader) -> Vec<String> {
+    let mut lines = Vec::new();
+    for line in BufReader::new(console).split(b'\n') {
+        let line = line.expect("read the console");
+        lines.push(String::from_utf8_lossy(&line).trim_end().to_owned());
+    }
+    lines
+}
+
+/// A file that the environment names.
+fn named(variable: &str) -> PathBuf {
+    let Some(path) = env::var_os(variable).map(PathBuf::from) else {
+        panic!("{variable} is not set: run `cargo xtask test --vm`");
+    };
+    assert!(path.exists(), "{variable} names {}, which is not there", path.display());
+    path
+}
+
+/// A running QEMU, killed on drop.
+struct Machine(Child);
+
+impl Machine {
+    fn start(kernel: &Path, disk: &Disk, console: io::PipeWriter) -> Self {
+        let mut command = Command::new(named("WEIR_VM_QEMU"));
+        command
+            .args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"])
+            .args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", MEMORY])
+            // Time is short, and mitigations are for guests with secrets.
+            .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"])
+            .arg("-kernel")
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(&disk.0)
+            .stdin(Stdio::null())
+            .stdout(console.try_clone().expect("share the console"))
+            .stderr(console);
+        // SAFETY: one system call, which is async-signal-safe, and its error is a bare number.
+        unsafe { command.pre_exec(die_with_parent) };
+        Self(command.spawn().expect("start QEMU"))
+    }
+
+    fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let start = Instant::now();
+        while start.elapsed() < patience {
+            if let Some(status) = self.0.try_wait().expect("wait for QEMU") {
+                return Some(status);
+            }
+            thread::sleep(LOOK);
+        }
+        None
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A test run that is killed leaves no machine behind.
+fn die_with_parent() -> io::Result<()> {
+    // SAFETY: numbers only.
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// An initramfs in a file, removed on drop.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(path: PathBuf, test: &str) -> Self {
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        let file = file.expect("make the initramfs");
+        // From here on it is removed.
+        let disk = Self(path);
+        let mut archive = Archive { file, packed: BTreeSet::new() };
+        for directory in ["dev", "proc", "sys", "tmp", "run", "root"] {
+            archive.directory(Path::new(directory));
+        }
+        archive.file("bin/busybox", &named("WEIR_VM_BUSYBOX"));
+        archive.program("bin/weir", &agent::binary());
+        archive.program("bin/test", &env::current_exe().expect("find this executable"));
+        let modules = modules(&named("WEIR_VM_MODULES"));
+        for (name, path) in &modules {
+            archive.file(&format!("lib/modules/{name}.ko"), path);
+        }
+        let modules: Vec<&str> = modules.iter().map(|(name, _)| *name).collect();
+        archive.entry("init", 0o100_755, init(test, &modules).as_bytes());
+        archive.entry("TRAILER!!!", 0, &[]);
+        disk
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// What the kernel starts.
+fn init(test: &str, modules: &[&str]) -> String {
+    // The harness knows a test without its crate.
+    let test = test.split_once("::").map_or(test, |(_, name)| name);
+    let modules = modules.join(" ");
+    format!(
+        "#!/bin/busybox sh\n\
+         export PATH=/bin HOME=/root\n\
+         /bin/busybox --install -s /bin\n\
+         mount -t devtmpfs dev /dev\n\
+         mount -t proc proc /proc\n\
+         mount -t sysfs sys /sys\n\
+         mount -t tmpfs tmp /tmp\n\
+         mount -t tmpfs run /run\n\
+         mount -t bpf bpf /sys/fs/bpf\n\
+         for module in {modules}; do insmod /lib/modules/$module.ko; done\n\
+         ip link set lo up\n\
+         {INSIDE}=1 WEIR_BIN=/bin/weir /bin/test --exact {test} --nocapture 2>&1\n\
+         code=$?\n\
+         [ $code = 0 ] || dmesg | tail -n 20\n\
+         echo '{OVER}'$code\n\
+         poweroff -f\n"
+    )
+}
+
+/// The modules to load, with their files. What is built into the kernel needs none.
+fn modules(tree: &Path) -> Vec<(&'static str, PathBuf)> {
+    let built_in = fs::read_to_string(tree.join("modules.builtin")).unwrap_or_default();
+    let mut found = Vec::new();
+    for module in MODULES {
+        let file = format!("{module}.ko");
+        if built_in.lines().any(|line| line.ends_with(&format!("/{file}"))) {
+            continue;
+        }
+        let path = find(&tree.join("kernel"), &file);
+        let path = path.unwrap_or_else(|| panic!("there is no {file} in {}", tree.display()));
+        found.push((module, path));
+    }
+    found
+}
+
+fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    for entry in fs::read_dir(folder).ok()?.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            if let Some(found) = find(&path, name) {
+                return Some(found);
+            }
+        } else if entry.file_name() == name {
+            return Some(path);
+        }
+    }
+    None
+}
+
+/// A cpio archive of the "newc" kind, which is what kernels unpack
+/// (Documentation/driver-api/early-userspace/buffer-format.rst).
+struct Archive {
+    file: File,
+    /// What is in it, so that two programs share a library.
+    packed: BTreeSet<PathBuf>,
+}
+
+impl Archive {
+    /// Packs a program and the libraries that it is linked with, where it looks for them.
+    fn program(&mut self, name: &str, path: &Path) {
+        self.file(name, path);
+        let ldd = Command::new("ldd").arg(path).output().expect("start ldd");
+        let libraries = String::from_utf8_lossy(&ldd.stdout);
+        // `libc.so.6 => /lib/libc.so.6 (0x...)`, `/lib64/ld-linux.so.2 (0x...)`; for what is
+        // linked statically it says so and fails.
+        for line in libraries.lines() {
+            assert!(!line.contains("not found"), "a library of {}: {line}", path.display());
+            if let Some(library) = line.split_whitespace().find(|word| word.starts_with('/')) {
+                self.file(library.trim_start_matches('/'), Path::new(library));
+            }
+        }
+    }
+
+    fn file(&mut self, name: &str, path: &Path) {
+        if !self.packed.insert(name.into()) {
+            return;
+        }
+        let data = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        self.entry(name, 0o100_755, &data);
+    }
+
+    /// Makes a folder and those above it, once each.
+    fn directory(&mut self, path: &Path) {
+        if path.as_os_str().is_empty() || !self.packed.insert(path.to_owned()) {
+            return;
+        }
+        if let Some(parent) = path.parent() {
+            self.directory(parent);
+        }
+        self.record(path, 0o040_755, &[]);
+    }
+
+    fn entry(&mut self, name: &str, mode: u32, data: &[u8]) {
+        let name = Path::new(name);
+        if let Some(parent) = name.parent() {
+            self.directory(parent);
+        }
+        self.record(name, mode, data);
+    }
+
+    fn record(&mut self, name: &Path, mode: u32, data: &[u8]) {
+        let name = name.to_str().expect("a name in UTF-8");
+        let (size, name_size) = (data.len(), name.len() + 1);
+        // Inode (any number, with one link), mode, owner, group, links, time; then the device's
+        // numbers and the node's, and a checksum that this kind does not have.
+        let mut record = format!("070701{:08x}{mode:08x}{:08x}{:08x}{:08x}{:08x}", 0, 0, 0, 1, 0);
+        record += &format!("{size:08x}{:032x}{name_size:08x}{:08x}{name}\0", 0, 0);
+        let mut record = record.into_bytes();
+        pad(&mut record);
+        record.extend_from_slice(data);
+        pad(&mut record);
+        self.file.write_all(&record).expect("write the initramfs");
+    }
+}
+
+/// Names and data end at a multiple of four bytes.
+fn pad(record: &mut Vec<u8>) {
+    record.resize(record.len().next_multiple_of(4), 0);
+}
