@@ -1,0 +1,64 @@
+//! Limits in the lab: real agents, real connections between network namespaces, counted on both
+//! ends.
+//!
+//! Needs root, and the agent that `WEIR_BIN` names (else the release build).
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "helpers of tests may panic as tests do"
+)]
+
+/// A lab; ends the test, counted as skipped, where that cannot be.
+macro_rules! lab {
+    () => {{
+        fn here() {}
+        let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
+        match weir_tests::agent::lab_or_skip(test) {
+            Some(lab) => lab,
+            None => return,
+        }
+    }};
+}
+
+/// One story, on each side of attachment.
+macro_rules! on_each_side {
+    ($($story:ident)*) => {$(
+        mod $story {
+            use weir_tests::site::Side;
+
+            #[test]
+            fn on_the_host_side() {
+                super::$story(&lab!(), Side::Host);
+            }
+
+            #[test]
+            fn inside_the_pod() {
+                super::$story(&lab!(), Side::Pod);
+            }
+
+            #[test]
+            fn on_a_machines_own_interface() {
+                super::$story(&lab!(), Side::Own);
+            }
+        }
+    )*};
+}
+
+#[path = "netns/appearing.rs"]
+mod appearing;
+#[path = "netns/files.rs"]
+mod files;
+#[path = "netns/handshakes.rs"]
+mod handshakes;
+#[path = "netns/limits.rs"]
+mod limits;
+#[path = "netns/peers.rs"]
+mod peers;
+#[path = "netns/refusals.rs"]
+mod refusals;
+#[path = "netns/reloads.rs"]
+mod reloads;
+#[path = "netns/shadow.rs"]
+mod shadow;
+#[path = "netns/uninstall.rs"]
+mod uninstall;
