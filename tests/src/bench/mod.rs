@@ -1,0 +1,122 @@
+//! The benches, and what they print.
+//!
+//! It owns the command line, the order of the benches and the report. Every figure is of this run,
+//! next to a peer or to nothing at all, in turns. Nothing fails because it is slow.
+
+mod bpf;
+mod bulk;
+mod connections;
+mod cpu;
+mod estimate;
+mod flood;
+mod frame;
+mod paths;
+mod refusal;
+mod report;
+mod site;
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+
+use self::report::Report;
+
+/// What the limits cost and what they refuse, next to nothing attached, nftables and bare programs
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+struct Options {
+    /// A short run, to see that it works
+    #[arg(long)]
+    quick: bool,
+    /// Also write the figures to this file, as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Which benches; all when none is named
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+}
+
+/// How long and how often.
+#[derive(Clone, Copy, Debug)]
+struct Effort {
+    paths: usize,
+    rounds: usize,
+    round: Duration,
+    attempts: usize,
+    drops: Duration,
+}
+
+const FULL: Effort = Effort {
+    paths: 200,
+    rounds: 24,
+    round: Duration::from_millis(300),
+    attempts: 300,
+    drops: Duration::from_millis(2200),
+};
+const QUICK: Effort = Effort {
+    paths: 20,
+    rounds: 5,
+    round: Duration::from_millis(100),
+    attempts: 30,
+    drops: Duration::from_millis(500),
+};
+
+/// All benches, in their order.
+const ALL: [&str; 5] =
+    [paths::BENCH, connections::BENCH, refusal::BENCH, bulk::BENCH, flood::BENCH];
+
+/// Runs what the command line asks for.
+pub(crate) fn main() -> Result<()> {
+    let options = Options::parse();
+    if let Some(unknown) = options.names.iter().find(|name| !ALL.contains(&name.as_str())) {
+        bail!("there is no bench {unknown:?}; expected some of {}", ALL.join(", "));
+    }
+    let wanted = |bench| options.names.is_empty() || options.names.iter().any(|name| name == bench);
+    let effort = if options.quick { QUICK } else { FULL };
+    let mut report = Report { machine: machine(), quick: options.quick, ..Report::default() };
+    let report_to = &mut report;
+    let started = Instant::now();
+    let added = step(paths::BENCH, || match wanted(paths::BENCH) {
+        true => paths::run(report_to, effort.paths),
+        // Overheads are derived from some of them.
+        false => paths::added(effort.paths),
+    })?;
+    if wanted(connections::BENCH) {
+        step(connections::BENCH, || {
+            connections::run(report_to, effort.rounds, effort.round, &added)
+        })?;
+    }
+    if wanted(refusal::BENCH) {
+        step(refusal::BENCH, || refusal::run(report_to, effort.attempts, effort.drops))?;
+    }
+    if wanted(bulk::BENCH) {
+        step(bulk::BENCH, || bulk::run(report_to, effort.rounds, effort.round, &added))?;
+    }
+    if wanted(flood::BENCH) {
+        step(flood::BENCH, || flood::run(report_to, effort.rounds, effort.round / 2))?;
+    }
+    report.seconds = started.elapsed().as_secs_f64().round();
+    print!("{}", report.table());
+    if let Some(path) = &options.json {
+        let json = serde_json::to_string_pretty(&report)?;
+        fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Says what goes on, and where it failed.
+fn step<T>(bench: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+    eprintln!("measuring {bench} ...");
+    run().with_context(|| format!("the bench {bench:?} cannot go on"))
+}
+
+fn machine() -> String {
+    let cpus = cpu::count();
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!("{cpus} CPUs, Linux {}", kernel.trim())
+}
