@@ -258,30 +258,30 @@ proptest! {
         }
     }
 
+    /// One source alone: to a CPU with a newer clock its bucket may be full, so that another takes
+    /// its place over, and the window's time is then that clock's.
     #[test]
     fn a_clock_that_steps_back_admits_no_more(
         params in buckets(refill()),
         start in uptimes(),
         ops in prop::collection::vec(
-            (0..3_usize, 0..2_000_u64, prop_oneof![0..1_000_u64, 0..SECOND]), 1..200,
+            (0..2_000_u64, prop_oneof![0..1_000_u64, 0..SECOND]), 1..200,
         ),
     ) {
         let line: [AtomicU64; LINE] = Default::default();
-        let mut admitted = vec![Vec::new(); 3];
+        let mut admitted = Vec::new();
         let mut now = start + 2 * SECOND;
-        for (source, forth, back) in ops {
+        for (forth, back) in ops {
             now += forth;
             for seen in [now - back, now] {
-                if take(&line, tag(source), seen, &params).taken == Taken::Admitted {
-                    admitted[source].push(i128::from(seen / TICK_NS));
+                if take(&line, tag(0), seen, &params).taken == Taken::Admitted {
+                    admitted.push(i128::from(seen / TICK_NS));
                 }
             }
         }
-        for admitted in admitted {
-            model::never_more_than(
-                params.burst.into(), params.cost.into(), params.step.into(), &admitted,
-            );
-        }
+        model::never_more_than(
+            params.burst.into(), params.cost.into(), params.step.into(), &admitted,
+        );
     }
 
     #[test]
