@@ -19,7 +19,8 @@ use std::{
     io::{self, BufRead as _, BufReader, PipeReader, Write as _},
     os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio, id},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
 };
@@ -30,8 +31,10 @@ use crate::agent;
 
 /// How long a test may take inside, the kernel's start included.
 const PATIENCE: Duration = Duration::from_secs(240);
-/// How often the machine is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+/// How long the kernel may take to start, and how often it is tried: under emulation a start hangs
+/// now and then, before the kernel's first word.
+const START: Duration = Duration::from_secs(60);
+const STARTS: usize = 3;
 /// How much of the console is shown when a test fails.
 const LAST_LINES: usize = 80;
 /// Megabytes of its memory. The initramfs takes its size twice while it is unpacked.
@@ -39,6 +42,8 @@ const MEMORY: &str = "2048";
 
 /// Set inside.
 const INSIDE: &str = "WEIR_VM_INSIDE";
+/// What the console says when the kernel has started, before its version.
+const HERE: &str = "weir-vm: this is Linux ";
 /// What the console says when the test is over, before its exit code.
 const OVER: &str = "weir-vm: the test ended with ";
 
@@ -65,6 +70,9 @@ pub fn inside(test: &str, work: impl FnOnce()) {
     let why = match (verdict, end) {
         (Some(code), _) => format!("it ended with {code}"),
         (None, Some(status)) => format!("the virtual machine ended before it ({status})"),
+        (None, None) if !has_started(&console) => {
+            format!("the kernel did not start within {} s, {STARTS} times", START.as_secs())
+        }
         (None, None) => format!("it did not end within {} s", PATIENCE.as_secs()),
     };
     let last = &console[console.len().saturating_sub(LAST_LINES)..];
@@ -78,23 +86,45 @@ fn boot(test: &str) -> (Option<ExitStatus>, Vec<String>) {
     // Two machines on one host would starve each other.
     let lock = File::create(kernel.with_file_name("machine.lock")).expect("make a lock file");
     lock.lock().expect("wait for another machine's end");
-    let disk = Disk::new(kernel.with_file_name(format!("initramfs-{}", id())), test);
-    let (console, machine_end) = io::pipe().expect("make a pipe");
-    let mut machine = Machine::start(&kernel, &disk, machine_end);
-    let console = thread::spawn(|| lines(console));
-    let end = machine.wait(PATIENCE);
-    // Closes the console, if it is not.
-    drop(machine);
-    (end, console.join().expect("read the console"))
+    let disk = Disk::new(kernel.with_file_name("initramfs"), test);
+    let mut tries = 1;
+    loop {
+        let (console, machine_end) = io::pipe().expect("make a pipe");
+        let machine = Machine::start(&kernel, &disk, machine_end);
+        let (end, console) = watch(machine, console);
+        if end.is_some() || has_started(&console) || tries == STARTS {
+            return (end, console);
+        }
+        println!("{test}: the virtual machine did not start; once more");
+        tries += 1;
+    }
 }
 
-fn lines(console: PipeReader) -> Vec<String> {
-    let mut lines = Vec::new();
-    for line in BufReader::new(console).split(b'\n') {
-        let line = line.expect("read the console");
-        lines.push(String::from_utf8_lossy(&line).trim_end().to_owned());
+/// Listens to a machine until it ends, or until it takes too long, and then ends it.
+fn watch(mut machine: Machine, console: PipeReader) -> (Option<ExitStatus>, Vec<String>) {
+    let started = Instant::now();
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
+            // Nobody listens to a machine that took too long.
+            let _ = sender.send(String::from_utf8_lossy(&line).trim_end().to_owned());
+        }
+    });
+    let mut console = Vec::new();
+    loop {
+        let patience = if has_started(&console) { PATIENCE } else { START };
+        match lines.recv_timeout(patience.saturating_sub(started.elapsed())) {
+            Ok(line) => console.push(line),
+            Err(RecvTimeoutError::Timeout) => return (None, console),
+            Err(RecvTimeoutError::Disconnected) => {
+                return (Some(machine.0.wait().expect("wait for QEMU")), console);
+            }
+        }
     }
-    lines
+}
+
+fn has_started(console: &[String]) -> bool {
+    console.iter().any(|line| line.contains(HERE))
 }
 
 /// A file that the environment names.
@@ -127,17 +157,6 @@ impl Machine {
         // SAFETY: one system call, which is async-signal-safe, and its error is a bare number.
         unsafe { command.pre_exec(die_with_parent) };
         Self(command.spawn().expect("start QEMU"))
-    }
-
-    fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
-        let start = Instant::now();
-        while start.elapsed() < patience {
-            if let Some(status) = self.0.try_wait().expect("wait for QEMU") {
-                return Some(status);
-            }
-            thread::sleep(LOOK);
-        }
-        None
     }
 }
 
@@ -200,6 +219,7 @@ fn init(test: &str, modules: &[&str]) -> String {
         "#!/bin/busybox sh\n\
          export PATH=/bin HOME=/root\n\
          /bin/busybox --install -s /bin\n\
+         echo '{HERE}'$(uname -r)\n\
          mount -t devtmpfs dev /dev\n\
          mount -t proc proc /proc\n\
          mount -t sysfs sys /sys\n\
