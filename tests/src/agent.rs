@@ -22,7 +22,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use weir::{
-    app::view::{Explanation, LimitStatus, Pause, Status, UplinkStatus, WorkloadStatus},
+    app::view::{Explanation, LimitStatus, Pause, Refusal, Status, UplinkStatus, WorkloadStatus},
     lab::{self, Lab, Namespace, Process},
 };
 
@@ -339,6 +339,13 @@ impl<'a> Agent<'a> {
     /// Where a workload's policy comes from, and what was refused lately.
     pub fn explain(&self, workload: &str) -> Explanation {
         self.get(&format!("/explain/{workload}"))
+    }
+
+    /// A workload's last refusal that was sampled; they arrive a moment later than they happen.
+    pub fn last_refusal(&self, workload: &str) -> Refusal {
+        let look = || self.explain(workload).refusals;
+        let refusals = eventually("a refusal was sampled", look, |refusals| !refusals.is_empty());
+        refusals.into_iter().next().expect("one refusal")
     }
 
     /// Pauses a workload.

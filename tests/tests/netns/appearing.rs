@@ -156,3 +156,33 @@ fn a_pod_that_comes_later_is_limited_on_the_host_side() {
 fn a_pod_that_comes_later_is_limited_inside() {
     comes_later(Side::Pod);
 }
+
+/// `attach: auto`, which is what holds when nothing is said: at the host's end of the veth where
+/// the agent has it in sight, else inside the pod. The limit is the same.
+#[test]
+fn what_is_attached_by_itself_is_attached_where_it_can_be() {
+    let lab = lab!();
+    let node = lab.node("node").unwrap();
+    let (web, db) = (node.pod("web").unwrap(), node.pod("db").unwrap());
+    let (client, watch) = (node.client("client").unwrap(), node.client("watch").unwrap());
+    let _servers = (serve(&web, &[80]), serve(&db, &[80]));
+    let file = |pod: &Host| {
+        let (name, netns) = (pod.name(), pod.namespace().name());
+        let policy = "policy: { connections: 2 per 60s }";
+        format!("workloads: [ {{ name: {name}, netns: {netns}, {policy} }} ]\n")
+    };
+    let holds = |pod: &Host| {
+        assert_eq!(ask(client.namespace(), at(pod), 5).codes(), "ok:2 refused:3");
+        [Side::Host, Side::Pod].map(|side| {
+            let (namespace, interface, hook) = place(side, &node, pod);
+            programs_at(namespace, &interface, hook).unwrap().len()
+        })
+    };
+    let agent = Agent::start(&lab, node.namespace(), &file(&web));
+    assert_eq!(holds(&web), [1, 0]);
+    drop(agent);
+    // This one looks from a namespace that has no part in the pod's veth.
+    let other = Lab::new().unwrap();
+    let _agent = Agent::start(&other, watch.namespace(), &file(&db));
+    assert_eq!(holds(&db), [0, 1]);
+}

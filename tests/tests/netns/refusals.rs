@@ -45,8 +45,7 @@ fn a_client_that_is_refused_knows_at_once(lab: &Lab, side: Side) {
         knows_at_once(&client, to(address));
     }
     // And the agent can tell who was refused by what.
-    let refusals = agent.explain("web").refusals;
-    let refusal = refusals.first().expect("a refusal was sampled");
+    let refusal = agent.last_refusal("web");
     assert_eq!((refusal.verdict.as_str(), refusal.reason.as_str()), ("reset", "connection_rate"));
     assert_eq!((refusal.limit.as_str(), refusal.value.as_str()), ("connections.80", "1/m"));
     let source: SocketAddr = refusal.source.parse().unwrap();

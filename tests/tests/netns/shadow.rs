@@ -30,8 +30,7 @@ fn a_limit_in_shadow_refuses_nothing_and_counts_everything(lab: &Lab, side: Side
     assert!(limit.shadow);
     assert_eq!((limit.admitted, limit.refused, limit.shadowed), (3, 0, 7));
     assert_eq!(agent.decisions("web", "tc ingress", "shadow connection_rate"), 7);
-    let refusals = agent.explain("web").refusals;
-    assert_eq!(refusals.first().map(|refusal| refusal.verdict.as_str()), Some("shadow"));
+    assert_eq!(agent.last_refusal("web").verdict, "shadow");
 
     // The same for the whole workload, and for the node.
     let enforced = side.node_file(&web, &["connections.80: 3 per 60s"]);
