@@ -5,11 +5,12 @@
 //! carries only the pseudo header's sum (`CHECKSUM_PARTIAL`), so TC lets the kernel's helper
 //! apply the difference, which knows; XDP cannot know and computes the whole sum.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{__sk_buff, xdp_action::XDP_TX},
     helpers::generated::{
-        bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes,
-        bpf_skb_store_bytes,
+        bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
 };
 
@@ -47,66 +48,121 @@ pub extern "C" fn weir_reset(
     l4_length: u32,
     acknowledgment: u32,
 ) -> u64 {
-    let done = if family == 4 { reset_ipv4(skb, l3) } else { reset_ipv6(skb, l3) };
-    let l4 = l3 + if family == 4 { 20 } else { 40 };
-    let done = done
-        .and_then(|()| if has_ethernet() { swap_macs(skb) } else { Some(()) })
-        .and_then(|()| reset_tcp(skb, l4, l4_length, acknowledgment));
+    // Each helper that writes asks anew whether the packet may be written: without tags in between
+    // all headers are written at once.
+    let done = match (l3 as usize, family) {
+        (ETHERNET, 4) => answer::<ETHERNET, IPV4>(skb, 0, l4_length, acknowledgment),
+        (ETHERNET, _) => answer::<ETHERNET, IPV6>(skb, 0, l4_length, acknowledgment),
+        (_, 4) => {
+            swap_macs(skb).and_then(|()| answer::<0, IPV4>(skb, l3, l4_length, acknowledgment))
+        }
+        _ => swap_macs(skb).and_then(|()| answer::<0, IPV6>(skb, l3, l4_length, acknowledgment)),
+    };
     u64::from(done.is_none())
 }
 
-#[inline(always)]
-fn swap_macs(skb: *mut __sk_buff) -> Option<()> {
-    let [a, b]: [[u8; 6]; 2] = load(skb, 0)?;
-    store(skb, 0, &[b, a], 0)
-}
+const ETHERNET: usize = 14;
+const IPV4: usize = 20;
+const IPV6: usize = 40;
+const ALL_MAX: usize = ETHERNET + IPV6 + TCP_MAX;
 
 #[inline(always)]
-fn reset_ipv4(skb: *mut __sk_buff, l3: u32) -> Option<()> {
-    let [source, destination]: [u32; 2] = load(skb, l3 + 12)?;
-    store(skb, l3 + 12, &[destination, source], 0)?;
-    let lifetime: u16 = load(skb, l3 + 8)?;
-    // Time to live and protocol are one word of the header's checksum.
-    let fresh = u16::from_ne_bytes([HOPS, lifetime.to_ne_bytes()[1]]);
-    store(skb, l3 + 8, &fresh, 0)?;
+fn swap_macs(skb: *mut __sk_buff) -> Option<()> {
+    if !has_ethernet() {
+        return Some(());
+    }
+    let mut macs = [0u16; 6];
+    load(skb, 0, macs.as_mut_ptr().cast(), 12)?;
+    let [a, b, c, d, e, f] = macs;
+    macs = [d, e, f, a, b, c];
+    store(skb, 0, macs.as_ptr().cast(), 12, 0)
+}
+
+/// Headers in memory, so that both ends of every field are known: the link's (or none), IP's, TCP's.
+#[repr(C, align(8))]
+struct Headers([MaybeUninit<u8>; ALL_MAX]);
+
+impl Headers {
+    #[inline(always)]
+    fn at(&mut self, offset: usize) -> *mut u8 {
+        self.0.as_mut_ptr().cast::<u8>().wrapping_add(offset)
+    }
+}
+
+/// Turns a SYN into its answer, from `start` on: `LINK` bytes of link header, `NETWORK` of IP's, and
+/// the TCP header of `length` bytes.
+#[inline(always)]
+fn answer<const LINK: usize, const NETWORK: usize>(
+    skb: *mut __sk_buff,
+    start: u32,
+    length: u32,
+    acknowledgment: u32,
+) -> Option<()> {
+    let length = header_length(length)?;
+    let (l3, l4) = (LINK, LINK + NETWORK);
+    let mut headers = Headers([const { MaybeUninit::uninit() }; ALL_MAX]);
+    let all = l4 as u32 + length;
+    load(skb, start, headers.at(0), all)?;
+    let tcp = headers.at(l4);
+    // SAFETY: `load` filled the headers up to `length` bytes of TCP, which are 20 at least; what is
+    // written beyond them lies within the memory; `length` is a multiple of 4.
+    let difference = unsafe {
+        if LINK != 0 {
+            swap::<6>(headers.at(0).addr(), headers.at(6).addr());
+        }
+        if NETWORK == IPV4 {
+            answer_ipv4(headers.at(l3).addr());
+        } else {
+            swap::<16>(headers.at(l3 + 8).addr(), headers.at(l3 + 24).addr());
+        }
+        // Summed before and after, in one buffer.
+        let before = bpf_csum_diff(tcp.cast(), length, core::ptr::null_mut(), 0, 0);
+        swap::<2>(tcp.addr(), tcp.addr() + 2);
+        tcp.add(4).cast::<u32>().write_unaligned(0);
+        tcp.add(8).cast::<u32>().write_unaligned(acknowledgment.to_be());
+        tcp.add(12).write(tcp.add(12).read() & 0xf0);
+        tcp.add(13).write(RST_ACK);
+        tcp.add(14).cast::<u16>().write_unaligned(0);
+        // The checksum stays the question's until the difference is known.
+        tcp.add(18).cast::<u16>().write_unaligned(0);
+        for word in TCP_MIN / 4..TCP_MAX / 4 {
+            tcp.add(word * 4).cast::<u32>().write_unaligned(u32::from_ne_bytes([NO_OPERATION; 4]));
+        }
+        bpf_csum_diff(core::ptr::null_mut(), 0, tcp.cast(), length, before as u32)
+    };
+    if difference < 0 {
+        return None;
+    }
+    store(skb, start, headers.at(0), all, 0)?;
+    if NETWORK == IPV6 {
+        // IPv6 has no header checksum that would balance this byte in a checksum of the whole.
+        store(skb, start + l3 as u32 + 7, &HOPS, 1, RECOMPUTE)?;
+    }
+    let checksum = start + l4 as u32 + 16;
     // SAFETY: the context is valid; the helper checks the offset.
-    let failed =
-        unsafe { bpf_l3_csum_replace(skb, l3 + 10, u64::from(lifetime), u64::from(fresh), 2) };
+    let failed = unsafe { bpf_l4_csum_replace(skb, checksum, 0, difference as u64, 0) };
     (failed == 0).then_some(())
 }
 
+/// Swaps the addresses of a bare IPv4 header and gives it a fresh time to live.
+///
+/// # Safety
+/// 20 bytes must lie at `l3`.
 #[inline(always)]
-fn reset_ipv6(skb: *mut __sk_buff, l3: u32) -> Option<()> {
-    let [source, destination]: [[u64; 2]; 2] = load(skb, l3 + 8)?;
-    store(skb, l3 + 8, &[destination, source], 0)?;
-    // IPv6 has no header checksum that would balance this byte in a checksum of the whole.
-    store(skb, l3 + 7, &HOPS, RECOMPUTE)
-}
-
-#[inline(always)]
-fn reset_tcp(skb: *mut __sk_buff, l4: u32, length: u32, acknowledgment: u32) -> Option<()> {
-    let length = header_length(length)?;
-    let mut header = [0u8; TCP_MAX];
-    // SAFETY: `length` is at most the buffer's size, and a multiple of 4; the helpers check the
-    // packet's bounds.
+unsafe fn answer_ipv4(l3: usize) {
+    // SAFETY: the caller's promise.
     unsafe {
-        let buffer: *mut u32 = header.as_mut_ptr().cast();
-        if bpf_skb_load_bytes(skb.cast(), l4, buffer.cast(), length) != 0 {
-            return None;
-        }
-        // Summed before and after, in one buffer.
-        let before = bpf_csum_diff(buffer, length, core::ptr::null_mut(), 0, 0);
-        answer(&mut header, acknowledgment);
-        let buffer: *mut u32 = header.as_mut_ptr().cast();
-        let difference = bpf_csum_diff(core::ptr::null_mut(), 0, buffer, length, before as u32);
-        if difference < 0
-            || bpf_skb_store_bytes(skb, l4, buffer.cast(), length, 0) != 0
-            || bpf_l4_csum_replace(skb, l4 + 16, 0, difference as u64, 0) != 0
-        {
-            return None;
-        }
+        swap::<4>(l3 + 12, l3 + 16);
+        let lifetime = (l3 + 8) as *mut u16;
+        let before = lifetime.read_unaligned();
+        // Time to live and protocol are one word of the header's checksum.
+        let after = u16::from_ne_bytes([HOPS, before.to_ne_bytes()[1]]);
+        lifetime.write_unaligned(after);
+        let checksum = (l3 + 10) as *mut u16;
+        // RFC 1624 §3, equation 3.
+        let sum = u32::from(!checksum.read_unaligned()) + u32::from(!before) + u32::from(after);
+        checksum.write_unaligned(!fold(sum));
     }
-    Some(())
 }
 
 /// The header's length as the verifier can follow it.
@@ -114,19 +170,6 @@ fn reset_tcp(skb: *mut __sk_buff, l4: u32, length: u32, acknowledgment: u32) -> 
 fn header_length(length: u32) -> Option<u32> {
     let length = length & 0x3c;
     (TCP_MIN as u32..=TCP_MAX as u32).contains(&length).then_some(length)
-}
-
-/// Turns the question's TCP header into the answer's; the checksum stays the question's.
-#[inline(always)]
-fn answer(header: &mut [u8; TCP_MAX], acknowledgment: u32) {
-    header[0..4].rotate_left(2);
-    header[4..8].copy_from_slice(&[0; 4]);
-    header[8..12].copy_from_slice(&acknowledgment.to_be_bytes());
-    header[12] &= 0xf0;
-    header[13] = RST_ACK;
-    header[14..16].copy_from_slice(&[0; 2]);
-    header[18..20].copy_from_slice(&[0; 2]);
-    header[20..].copy_from_slice(&[NO_OPERATION; TCP_MAX - TCP_MIN]);
 }
 
 /// Whether XDP can answer this SYN; if not, TC does.
@@ -151,17 +194,7 @@ pub fn reset_uplink(uplink: &Uplink, syn: &Syn) -> Option<u32> {
     unsafe { swap::<6>(start, start + 6) };
     if is_v4 {
         // SAFETY: bounds as above.
-        unsafe {
-            swap::<4>(l3 + 12, l3 + 16);
-            let lifetime = (l3 + 8) as *mut u16;
-            let before = lifetime.read_unaligned();
-            let after = u16::from_ne_bytes([HOPS, before.to_ne_bytes()[1]]);
-            lifetime.write_unaligned(after);
-            let checksum = (l3 + 10) as *mut u16;
-            // RFC 1624 §3, equation 3.
-            let sum = u32::from(!checksum.read_unaligned()) + u32::from(!before) + u32::from(after);
-            checksum.write_unaligned(!fold(sum));
-        }
+        unsafe { answer_ipv4(l3) };
     } else {
         // SAFETY: bounds as above.
         unsafe {
@@ -238,21 +271,17 @@ unsafe fn swap<const N: usize>(a: usize, b: usize) {
 }
 
 #[inline(always)]
-fn load<T: Copy>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
-    let mut value = core::mem::MaybeUninit::<T>::uninit();
-    let size = size_of::<T>() as u32;
-    // SAFETY: the helper fills all of the buffer, or fails; used with integers and arrays of them.
-    unsafe {
-        let failed = bpf_skb_load_bytes(skb.cast(), offset, value.as_mut_ptr().cast(), size);
-        if failed == 0 { Some(value.assume_init()) } else { None }
-    }
+fn load(skb: *mut __sk_buff, offset: u32, to: *mut u8, length: u32) -> Option<()> {
+    // SAFETY: the verifier proves that the helper may write so many bytes, and it checks the
+    // packet's bounds.
+    let failed = unsafe { bpf_skb_load_bytes(skb.cast(), offset, to.cast(), length) };
+    (failed == 0).then_some(())
 }
 
 #[inline(always)]
-fn store<T: Copy>(skb: *mut __sk_buff, offset: u32, value: &T, flags: u64) -> Option<()> {
-    let size = size_of::<T>() as u32;
-    // SAFETY: the helper reads the value's bytes and checks the packet's bounds.
-    let failed =
-        unsafe { bpf_skb_store_bytes(skb, offset, core::ptr::from_ref(value).cast(), size, flags) };
+fn store(skb: *mut __sk_buff, offset: u32, from: *const u8, length: u32, flags: u64) -> Option<()> {
+    // SAFETY: the verifier proves that the helper may read so many bytes, and it checks the
+    // packet's bounds.
+    let failed = unsafe { bpf_skb_store_bytes(skb, offset, from.cast(), length, flags) };
     (failed == 0).then_some(())
 }
