@@ -18,13 +18,12 @@
 //! | `BLOCKS` | array of [`Block`] | block | agent; never changed while referenced |
 //! | `SOURCES` | array of lines, mapped | hash | kernel; the agent clears old ways |
 //! | `PENDING` | array of lines, mapped | hash | kernel; the agent clears old ways |
-//! | `SLOTS` | array of [`Slot`] | line × 8 + way | kernel |
 //! | `EVENTS` | ring buffer of [`Event`] | – | kernel |
 
 use crate::{addr::Addr, gcra::Params, nh::Secret, verdict, way};
 
 /// Version of this layout, part of the pin directory's name.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Workload slots; slot 0 is "none".
 pub const MAX_WORKLOADS: u32 = 512;
@@ -38,7 +37,8 @@ pub const MAX_PORTS: u32 = 8192;
 pub const MAX_ADDRESSES: u32 = 4096;
 /// Lines for sources: 2 MiB, 229 376 sources.
 pub const SOURCE_LINES: u32 = 32_768;
-/// Lines for handshakes: 512 KiB, with slots of 4 MiB, 65 536 handshakes.
+/// Lines for handshakes: 512 KiB, 65 536 handshakes. Every SYN looks into one: they should fit into
+/// a CPU's second cache.
 pub const PENDING_LINES: u32 = 8192;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: u32 = 512 * 1024;
@@ -114,7 +114,7 @@ pub struct Config {
     /// Least time between two events of one limit on one CPU, ns.
     pub event_interval_ns: u64,
     /// Reserved.
-    pub _reserved: [u64; 7],
+    pub _reserved: [u64; 6],
 }
 
 /// One limit's state: a cache line of eight words, whose meaning [`CellKind`] says.
@@ -291,29 +291,6 @@ pub enum RuleKind {
     Limit = 4,
 }
 
-/// A handshake that was admitted and may be repeated, and from the day that connections are
-/// tracked a connection's first state.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Slot {
-    /// The SYN's source.
-    pub source: Addr,
-    /// The SYN's destination.
-    pub destination: Addr,
-    /// Source port << 16 | destination port.
-    pub ports: u32,
-    /// Initial sequence number.
-    pub isn: u32,
-    /// When the first SYN came, CLOCK_MONOTONIC ns.
-    pub first_ns: u64,
-    /// Workload slot << 1 | direction.
-    pub owner: u32,
-    /// Counts the slot's owners; never reset.
-    pub generation: u32,
-    /// State word of the connection, changed by compare-and-swap only; 0 while only remembered.
-    pub state: u64,
-}
-
 /// A sampled refusal.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -363,7 +340,6 @@ const _: () = {
     assert!(size_of::<Workload>() == 56);
     assert!(size_of::<Rule>() == 64);
     assert!(size_of::<Block>() == 64 + MAX_RULES * size_of::<Rule>());
-    assert!(size_of::<Slot>() == 64);
     assert!(size_of::<Event>() == 56);
     // A slot number, a direction and a port share 32 bits.
     assert!(MAX_WORKLOADS <= 1 << 15);
@@ -385,5 +361,5 @@ mod pod {
         )*};
     }
 
-    pod!(Addr, Block, CellLine, Config, Counts, Event, Record, Rule, Slot, Tally, Workload);
+    pod!(Addr, Block, CellLine, Config, Counts, Event, Record, Rule, Tally, Workload);
 }

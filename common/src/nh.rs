@@ -10,16 +10,28 @@
 /// Words that can be hashed.
 pub const WORDS: usize = 6;
 
-/// The secret: as many words as can be hashed, drawn once per boot of the tables.
-pub type Secret = [u64; WORDS];
+/// The secret: one word more than can be hashed, drawn once per boot of the tables.
+pub type Secret = [u64; WORDS + 1];
 
 /// Hashes up to [`WORDS`] words.
 #[inline(always)]
 pub fn hash<const N: usize>(secret: &Secret, words: [u64; N]) -> u64 {
+    hash_from(secret, 0, words)
+}
+
+/// A second hash of the same words. Two inputs meet in both with probability 2^-64 at most: the key
+/// is shifted by one word, which is how UMAC gets several hashes from one key (RFC 4418 §5.2).
+#[inline(always)]
+pub fn second_hash<const N: usize>(secret: &Secret, words: [u64; N]) -> u64 {
+    hash_from(secret, 1, words)
+}
+
+#[inline(always)]
+fn hash_from<const N: usize>(secret: &Secret, first: usize, words: [u64; N]) -> u64 {
     const { assert!(N <= WORDS) };
     let mut sum = 0u64;
     for index in 0..N {
-        let (key, word) = (secret[index], words[index]);
+        let (key, word) = (secret[first + index], words[index]);
         let low = (word as u32).wrapping_add(key as u32);
         let high = ((word >> 32) as u32).wrapping_add((key >> 32) as u32);
         sum = sum.wrapping_add(u64::from(low).wrapping_mul(u64::from(high)));
@@ -45,7 +57,7 @@ mod tests {
     use super::*;
 
     /// NH as RFC 4418 writes it, with exact integers.
-    fn reference(secret: &Secret, words: &[u64]) -> u64 {
+    fn reference(secret: &[u64], words: &[u64]) -> u64 {
         let half = |word: u64, key: u64| (u128::from(word) + u128::from(key)) % (1 << 32);
         let sum: u128 = words
             .iter()
@@ -61,6 +73,7 @@ mod tests {
         #[test]
         fn equals_the_definition(secret: Secret, words: [u64; WORDS]) {
             prop_assert_eq!(hash(&secret, words), reference(&secret, &words));
+            prop_assert_eq!(second_hash(&secret, words), reference(&secret[1..], &words));
             prop_assert_eq!(hash(&secret, [words[0]]), reference(&secret, &words[..1]));
         }
 

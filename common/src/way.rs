@@ -3,8 +3,7 @@
 //! Each way is one word, `tag:20 | until:44`. The tag is part of a keyed hash of what the way
 //! stands for; `until` is the time until which it matters, in ticks of 64 ns. A way whose time has
 //! passed equals an absent one, so it can be taken over by one compare-and-swap and nothing is
-//! ever evicted, freed or swept for correctness. Per-source buckets and remembered handshakes are
-//! both kept this way; a flood of keys can fill a line, never grow it.
+//! ever evicted, freed or swept for correctness. A flood of keys can fill a line, never grow it.
 //!
 //! A tick counter of 44 bits comes round every 13 days. A way counts as live while `until` is
 //! ahead by less than a quarter of that, so a forgotten way could come alive again 9.8 days after

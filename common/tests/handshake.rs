@@ -8,11 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use memory::{candidate, claim};
 
-use proptest::prelude::*;
+use proptest::{collection::vec, prelude::*};
 use weir_common::{
-    handshake::{FIRST_NS, MAX_NS, extend, lifetime_ns},
-    layout::Slot,
-    way::{self, LINE, TICK_NS, Tick},
+    handshake::{FIRST, MAX_REPEATS, TICK_NS, ahead, extend, lifetime, tag},
+    way::LINE,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -22,14 +21,12 @@ const START: u64 = 1_000_000 * SECOND;
 /// Repeats a SYN at these times after the first; returns how many repetitions were free.
 fn free_repetitions(after_ns: &[u64]) -> usize {
     let line: [AtomicU64; LINE] = Default::default();
-    let slot = Slot { first_ns: START, ..Slot::default() };
     assert!(claim(&line, 9, START).is_some());
     after_ns
         .iter()
         .take_while(|&&after| {
             let now = START + after;
-            candidate(&line, 9, now)
-                .is_some_and(|(index, word)| extend(&line, index, word, 9, &slot, now))
+            candidate(&line, 9, now).is_some_and(|(index, word)| extend(&line, index, word, 9, now))
         })
         .count()
 }
@@ -46,27 +43,13 @@ fn doubling(first_ns: u64, late_ns: u64, repetitions: u32) -> Vec<u64> {
 }
 
 #[test]
-fn a_client_that_starts_with_one_second_is_free_each_time() {
-    for late in [0, MILLISECOND, 200 * MILLISECOND] {
-        assert_eq!(free_repetitions(&doubling(SECOND, late, 6)), 6);
+fn a_client_that_doubles_its_timeout_is_free_each_time() {
+    for first in [200 * MILLISECOND, 500 * MILLISECOND, SECOND, 2 * SECOND, 3 * SECOND] {
+        for late in [0, MILLISECOND, 200 * MILLISECOND] {
+            let repetitions = doubling(first, late, 6);
+            assert_eq!(free_repetitions(&repetitions), 6, "{first} ns, {late} ns late");
+        }
     }
-}
-
-#[test]
-fn a_client_that_starts_with_three_seconds_is_free_each_time() {
-    for late in [0, MILLISECOND, 200 * MILLISECOND] {
-        assert_eq!(free_repetitions(&doubling(3 * SECOND, late, 4)), 4);
-    }
-}
-
-#[test]
-fn a_client_that_starts_with_three_seconds_is_free_once_it_was_seen_to_repeat() {
-    let line: [AtomicU64; LINE] = Default::default();
-    let slot = Slot { first_ns: START, ..Slot::default() };
-    assert!(claim(&line, 9, START).is_some());
-    let (index, word) = candidate(&line, 9, START + FIRST_NS - TICK_NS).expect("remembered");
-    assert!(extend(&line, index, word, 9, &slot, START + 3 * SECOND + MILLISECOND));
-    assert!(candidate(&line, 9, START + 9 * SECOND + MILLISECOND).is_some());
 }
 
 #[test]
@@ -77,9 +60,10 @@ fn a_client_that_repeats_each_second_is_free_for_as_long_as_it_does() {
 
 #[test]
 fn a_client_that_stays_away_for_longer_than_the_memory_pays_again() {
-    assert_eq!(free_repetitions(&[FIRST_NS]), 0);
-    assert_eq!(free_repetitions(&[SECOND, SECOND + lifetime_ns(SECOND) - TICK_NS]), 2);
-    assert_eq!(free_repetitions(&[SECOND, SECOND + lifetime_ns(SECOND)]), 1);
+    let first = FIRST * TICK_NS;
+    assert_eq!(free_repetitions(&[first + 2 * TICK_NS]), 0);
+    assert_eq!(free_repetitions(&[SECOND, SECOND + lifetime(1) * TICK_NS]), 2);
+    assert_eq!(free_repetitions(&[SECOND, SECOND + (lifetime(1) + 2) * TICK_NS]), 1);
 }
 
 #[test]
@@ -95,43 +79,57 @@ fn another_handshake_of_the_line_is_not_taken_for_this_one() {
 
 #[test]
 fn the_memory_crosses_the_end_of_the_ticks() {
-    let end = TICK_NS << way::TIME_BITS;
+    let end = TICK_NS << 16;
     let line: [AtomicU64; LINE] = Default::default();
     assert!(claim(&line, 9, end - SECOND).is_some());
     assert!(candidate(&line, 9, end - 1).is_some());
     assert!(candidate(&line, 9, end + SECOND).is_some());
-    assert!(candidate(&line, 9, end - SECOND + FIRST_NS + SECOND).is_none());
+    assert!(candidate(&line, 9, end + 4 * SECOND).is_none());
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_memory_lasts_until_the_next_repetition_and_never_beyond_the_limit(since_ns: u64) {
-        let lifetime = lifetime_ns(since_ns);
-        prop_assert!(lifetime <= MAX_NS);
-        prop_assert!(lifetime >= MAX_NS.min(since_ns.saturating_mul(2)).min(MAX_NS / 2));
+    fn a_memory_lasts_as_long_as_it_says(now_ns in 0..u64::MAX / 2, tag: u64, within in 0..60u64) {
+        let line: [AtomicU64; LINE] = Default::default();
+        let tag = weir_common::handshake::tag(tag);
+        prop_assert!(claim(&line, tag, now_ns).is_some());
+        prop_assert!(candidate(&line, tag, now_ns + within * TICK_NS).is_some());
+        prop_assert!(candidate(&line, tag, now_ns + (FIRST + 2) * TICK_NS).is_none());
     }
 
     #[test]
-    fn only_the_word_that_was_compared_is_extended(
-        tag in 1..1_u64 << 20,
-        other in 1..1_u64 << 20,
-        since_ns in 0..2 * MAX_NS,
-    ) {
+    fn only_the_word_that_was_found_is_extended(one: u64, other: u64, ticks in 10..FIRST) {
+        let (one, other) = (tag(one), tag(other));
+        let now = START + ticks * TICK_NS;
         let line: [AtomicU64; LINE] = Default::default();
-        let now = START + since_ns;
-        let slot = Slot { first_ns: START, ..Slot::default() };
-        let word = way::pack(tag, Tick::from_ns(now).after(5));
-        let foreign = way::pack(other, Tick::from_ns(now).after(6));
-        line[2].store(foreign, Ordering::Relaxed);
-        prop_assert!(!extend(&line, 2, word, tag, &slot, now));
-        prop_assert_eq!(line[2].load(Ordering::Relaxed), foreign);
-        line[2].store(word, Ordering::Relaxed);
-        prop_assert!(extend(&line, 2, word, tag, &slot, now));
-        let extended = line[2].load(Ordering::Relaxed);
-        prop_assert!(way::has_tag(extended, tag));
-        let until = way::ahead(extended, Tick::from_ns(now));
-        prop_assert_eq!(until, lifetime_ns(since_ns) / TICK_NS);
+        prop_assert!(claim(&line, one, START).is_some());
+        let (index, word) = candidate(&line, one, now).expect("remembered");
+        // Somebody else has the place meanwhile.
+        let elsewhere: [AtomicU64; LINE] = Default::default();
+        let there = claim(&elsewhere, other, now).expect("an empty line");
+        let foreign = elsewhere[there].load(Ordering::Relaxed);
+        line[index].store(foreign, Ordering::Relaxed);
+        prop_assert!(!extend(&line, index, word, one, now));
+        prop_assert_eq!(line[index].load(Ordering::Relaxed), foreign);
+        line[index].store(word, Ordering::Relaxed);
+        prop_assert!(extend(&line, index, word, one, now));
+        let extended = line[index].load(Ordering::Relaxed);
+        prop_assert_eq!(ahead(extended, now), lifetime(1) + 1);
+    }
+
+    #[test]
+    fn no_repetition_is_remembered_for_longer_than_the_longest(waits in vec(1..400u64, 0..30)) {
+        let line: [AtomicU64; LINE] = Default::default();
+        prop_assert!(claim(&line, 9, START).is_some());
+        let mut now = START;
+        for wait in waits {
+            now += wait * TICK_NS;
+            let Some((index, word)) = candidate(&line, 9, now) else { break };
+            prop_assert!(extend(&line, index, word, 9, now));
+            let left = ahead(line[index].load(Ordering::Relaxed), now);
+            prop_assert!(left <= lifetime(MAX_REPEATS) + 1);
+        }
     }
 }

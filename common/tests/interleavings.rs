@@ -16,7 +16,6 @@ use shuttle::{
 use weir_common::{
     gcra::{self, Params, Q8, Refill, Taken, q8},
     handshake,
-    layout::Slot,
     source::{self, SourceParams, SourceTaken, WAYS},
     way::{self, LINE, Line, TICK_NS, Tick},
     word::Word,
@@ -391,60 +390,25 @@ fn what_is_given_back_to_a_source_is_what_was_taken() {
     });
 }
 
-/// A handshake's memory: the line, and the slots' keys and times as two words each.
-struct Memory {
-    line: SharedLine,
-    slots: [(AtomicU64, AtomicU64); LINE],
-}
-
-impl Memory {
-    fn new() -> Self {
-        Self {
-            line: SharedLine::new([0; LINE]),
-            slots: std::array::from_fn(|_| (AtomicU64::new(0), AtomicU64::new(0))),
-        }
-    }
-
-    /// As the hook does: compare the slot between two looks at the way, then extend it.
-    fn repeats(&self, tag: u64, key: u64, now_ns: u64) -> bool {
-        let Some((index, word)) = memory::candidate(&self.line, tag, now_ns) else {
-            return false;
-        };
-        let same = self.slots[index].0.load(Ordering::SeqCst) == key;
-        let first_ns = self.slots[index].1.load(Ordering::SeqCst);
-        let slot = Slot { first_ns, ..Slot::default() };
-        same && self.line.word(index).load() == word
-            && handshake::extend(&self.line, index, word, tag, &slot, now_ns)
-    }
-
-    fn remember(&self, tag: u64, key: u64, now_ns: u64) -> bool {
-        let Some(claimed) = memory::claim(&self.line, tag, now_ns) else { return false };
-        self.slots[claimed].0.store(key, Ordering::SeqCst);
-        self.slots[claimed].1.store(now_ns, Ordering::SeqCst);
-        true
-    }
-}
-
 #[test]
 fn a_handshake_is_free_only_if_it_was_admitted_before() {
     explore(|| {
-        // Three handshakes with one tag, as no sender can arrange but chance may.
-        const TAG: u64 = 9;
-        let memory = Arc::new(Memory::new());
+        let line = Arc::new(SharedLine::new([0; LINE]));
         let paid = Arc::new(std::array::from_fn::<_, 4, _>(|_| AtomicU64::new(0)));
-        assert!(memory.remember(TAG, 1, NOW_NS));
+        assert!(memory::claim(&*line, 1, NOW_NS).is_some());
         paid[1].store(1, Ordering::SeqCst);
         together([(2, true), (3, false), (1, true)], {
-            let memory = Arc::clone(&memory);
-            let paid = Arc::clone(&paid);
-            move |(key, pays): (u64, bool)| {
+            let (line, paid) = (Arc::clone(&line), Arc::clone(&paid));
+            move |(tag, pays): (u64, bool)| {
                 for repetition in 0..2 {
                     let now_ns = NOW_NS + repetition * SECOND;
-                    if memory.repeats(TAG, key, now_ns) {
-                        assert_eq!(paid[key as usize].load(Ordering::SeqCst), 1, "a free pass");
+                    let repeats = memory::candidate(&*line, tag, now_ns)
+                        .is_some_and(|(at, word)| handshake::extend(&*line, at, word, tag, now_ns));
+                    if repeats {
+                        assert_eq!(paid[tag as usize].load(Ordering::SeqCst), 1, "a free pass");
                     } else if pays {
-                        paid[key as usize].store(1, Ordering::SeqCst);
-                        memory.remember(TAG, key, now_ns);
+                        paid[tag as usize].store(1, Ordering::SeqCst);
+                        let _ = memory::claim(&*line, tag, now_ns);
                     }
                 }
             }
@@ -453,45 +417,44 @@ fn a_handshake_is_free_only_if_it_was_admitted_before() {
 }
 
 #[test]
-fn a_way_is_claimed_by_one_handshake_of_those_that_want_it() {
+fn a_place_is_claimed_by_one_handshake_of_those_that_want_it() {
     explore(|| {
-        let now = Tick::from_ns(NOW_NS);
-        let words = std::array::from_fn(|way| match way {
-            5 => 0,
-            _ => way::pack(100 + way as u64, now.after(SECOND)),
-        });
-        let line = Arc::new(SharedLine::new(words));
+        let line = Arc::new(SharedLine::new([0; LINE]));
+        for tag in 100..107 {
+            assert!(memory::claim(&*line, tag, NOW_NS).is_some());
+        }
         let claims = together([1, 2, 3], {
             let line = Arc::clone(&line);
             move |tag| memory::claim(&*line, tag, NOW_NS).map(|claimed| (tag, claimed))
         });
         let claims: Vec<_> = claims.into_iter().flatten().collect();
         assert_eq!(claims.len(), 1);
-        assert_eq!(claims[0].1, 5);
-        assert!(way::has_tag(line.word(5).load(), claims[0].0));
+        assert_eq!(claims[0].1, 7);
+        assert!(memory::candidate(&*line, claims[0].0, NOW_NS).is_some());
     });
 }
 
 #[test]
-fn a_way_that_was_claimed_by_another_is_not_extended() {
+fn a_place_that_was_claimed_by_another_is_not_extended() {
     explore(|| {
         let line = Arc::new(SharedLine::new([0; LINE]));
         assert!(memory::claim(&*line, 1, NOW_NS).is_some());
         let (index, word) = memory::candidate(&*line, 1, NOW_NS).expect("just claimed");
-        let expired = NOW_NS + handshake::FIRST_NS;
-        let slot = Slot { first_ns: NOW_NS, ..Slot::default() };
+        let last = NOW_NS + handshake::FIRST * handshake::TICK_NS;
+        let expired = last + 2 * handshake::TICK_NS;
         let done = together([true, false], {
             let line = Arc::clone(&line);
             move |extends| {
                 if extends {
-                    handshake::extend(&*line, index, word, 1, &slot, expired - TICK_NS)
+                    handshake::extend(&*line, index, word, 1, last)
                 } else {
                     memory::claim(&*line, 2, expired).is_some_and(|claimed| claimed == index)
                 }
             }
         });
-        // One of them has the way, and it is the one whose word stands there.
+        // One of them has the place, and it is the one whose word stands there.
         assert!(done[0] != done[1]);
-        assert!(way::has_tag(line.word(index).load(), if done[0] { 1 } else { 2 }));
+        let tag = if done[0] { 1 } else { 2 };
+        assert!(memory::candidate(&*line, tag, last).is_some());
     });
 }

@@ -22,7 +22,7 @@ pub fn run(tc: &Tc, direction: Direction) -> i32 {
         Direction::Ingress => Hook::TcIngress,
         Direction::Egress => Hook::TcEgress,
     };
-    let mut syn = Syn::default();
+    let mut syn = Syn::empty();
     match tc.parse(&mut syn) {
         Parsed::Other => NEXT,
         Parsed::Syn => on_syn(tc, hook, &syn),
@@ -67,8 +67,8 @@ fn on_syn(tc: &Tc, hook: Hook, syn: &Syn) -> i32 {
         return NEXT;
     };
     let now_ns = now();
-    let place = pending::place(slot, direction, syn, now_ns);
-    if place.as_ref().is_some_and(|place| place.repeats(syn, now_ns)) {
+    let recalled = pending::recall(slot, direction, syn, now_ns);
+    if recalled.is_live() {
         emit::count(slot, hook, Verdict::Pass, Reason::Retransmission);
         return NEXT;
     }
@@ -108,9 +108,7 @@ fn on_syn(tc: &Tc, hook: Hook, syn: &Syn) -> i32 {
         emit::count(slot, hook, Verdict::Pass, ruling.admission());
         emit::log(slot, Verdict::Pass, ruling.admission(), syn);
     }
-    if ruling.admission() != Reason::Exempt
-        && !place.is_some_and(|place| place.remember(syn, now_ns))
-    {
+    if ruling.admission() != Reason::Exempt && !recalled.remember(now_ns) {
         emit::count(slot, hook, Verdict::Note, Reason::NotRemembered);
     }
     NEXT

@@ -12,7 +12,7 @@ use weir_common::{
     addr::Addr,
     layout::{
         Block, CellLine, Config, Counts, EVENTS_BYTES, HOOKS, MAX_ADDRESSES, MAX_BLOCKS, MAX_CELLS,
-        MAX_PORTS, MAX_WORKLOADS, PENDING_LINES, Record, SOURCE_LINES, Slot, Tally, Workload,
+        MAX_PORTS, MAX_WORKLOADS, PENDING_LINES, Record, SOURCE_LINES, Tally, Workload,
     },
     nh::Secret,
     way::{LINE, Line},
@@ -47,8 +47,6 @@ static BLOCKS: Array<Block> = Array::with_max_entries(MAX_BLOCKS, 0);
 static SOURCES: Array<CellLine> = Array::with_max_entries(SOURCE_LINES, MAPPED);
 #[map]
 static PENDING: Array<CellLine> = Array::with_max_entries(PENDING_LINES, MAPPED);
-#[map]
-static SLOTS: Array<Slot> = Array::with_max_entries(PENDING_LINES * LINE as u32, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 
@@ -163,10 +161,4 @@ pub fn source_line(index: u32) -> Option<MapLine> {
 #[inline(always)]
 pub fn pending_line(index: u32) -> Option<MapLine> {
     PENDING.get_ptr_mut(index).map(MapLine::new)
-}
-
-#[inline(always)]
-pub fn handshake(index: u32) -> Option<&'static mut Slot> {
-    // SAFETY: whoever claimed the way writes, readers check the way again after reading.
-    SLOTS.get_ptr_mut(index).map(|slot| unsafe { &mut *slot })
 }

@@ -20,7 +20,7 @@ use crate::{
 /// Judges one frame and returns XDP's code.
 #[inline(always)]
 pub fn run(uplink: &Uplink) -> u32 {
-    let mut syn = Syn::default();
+    let mut syn = Syn::empty();
     match uplink.parse(&mut syn) {
         Parsed::Syn => on_syn(uplink, &syn).unwrap_or(XDP_PASS),
         _ => XDP_PASS,
@@ -37,7 +37,7 @@ fn on_syn(uplink: &Uplink, syn: &Syn) -> Option<u32> {
     let rule = rules.get(refused)?;
     // A repeated SYN is free, here as there.
     if decide::in_shadow(workload, now_ns)
-        || pending::place(slot, Direction::Ingress, syn, now_ns)?.holds(syn)
+        || pending::look(slot, Direction::Ingress, syn, now_ns).is_live()
     {
         return None;
     }

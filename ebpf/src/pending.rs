@@ -1,136 +1,90 @@
-//! Remembered handshakes in their maps: see [`weir_common::handshake`].
+//! Remembered handshakes in their map: see [`weir_common::handshake`].
 
 use weir_common::{
     handshake::{self, Known},
-    layout::{Direction, PENDING_LINES, Slot},
-    nh,
-    way::{self, LINE, Line as _},
-    word::Word as _,
+    layout::{Direction, PENDING_LINES},
+    nh, way,
 };
 
-use crate::{
-    maps::{self, MapLine},
-    parse::Syn,
-};
+use crate::{maps, parse::Syn};
 
-/// Where this handshake stands, or would.
-pub struct Place {
-    line: MapLine,
-    line_index: u32,
-    tag: u64,
-    owner: u32,
-    /// What [`weir_recall`] found in the line.
-    found: u64,
-}
+/// What is known of a handshake, and where it stands or would: the number that [`weir_recall`]
+/// returns.
+///
+/// Bits: 0–2 the place in its line, 3 it is remembered there, 4 there is room there, 5–18 the line,
+/// 19–63 the tag.
+#[derive(Clone, Copy)]
+pub struct Recalled(u64);
 
-/// Finds the place of a workload's handshake.
+const LIVE: u64 = 1 << 3;
+const FREE: u64 = 1 << 4;
+const LINE: u32 = 5;
+const TAG: u32 = 19;
+const _: () = assert!(PENDING_LINES <= 1 << (TAG - LINE) && way::LINE <= 8);
+
+/// Looks for a workload's handshake.
 #[inline(always)]
-pub fn place(slot: u32, direction: Direction, syn: &Syn, now_ns: u64) -> Option<Place> {
-    // The same SYN passes the hooks of both ends of one node: each remembers its own.
-    let owner = slot << 1 | direction as u32;
-    let hash = weir_hash(syn, owner);
-    let line_index = way::line_of(hash, PENDING_LINES);
-    let tag = way::tag(hash);
-    let found = weir_recall(line_index, tag as u32, now_ns);
-    let line = maps::pending_line(line_index)?;
-    Some(Place { line, line_index, tag, owner, found })
+pub fn look(slot: u32, direction: Direction, syn: &Syn, now_ns: u64) -> Recalled {
+    Recalled(weir_recall(syn, owner(slot, direction), now_ns, 0))
 }
 
-impl Place {
+/// Looks for a workload's handshake; remembers it longer when it is there.
+#[inline(always)]
+pub fn recall(slot: u32, direction: Direction, syn: &Syn, now_ns: u64) -> Recalled {
+    Recalled(weir_recall(syn, owner(slot, direction), now_ns, 1))
+}
+
+/// The same SYN passes the hooks of both ends of one node: each remembers its own.
+#[inline(always)]
+fn owner(slot: u32, direction: Direction) -> u32 {
+    slot << 1 | direction as u32
+}
+
+impl Recalled {
     /// Whether this SYN repeats one that was admitted.
     #[inline(always)]
-    pub fn holds(&self, syn: &Syn) -> bool {
-        self.find(syn).is_some()
-    }
-
-    /// Whether this SYN repeats one that was admitted; remembers it longer if so.
-    #[inline(always)]
-    pub fn repeats(&self, syn: &Syn, now_ns: u64) -> bool {
-        match self.find(syn) {
-            Some((word, slot)) => {
-                handshake::extend(&self.line, self.way(), word, self.tag, slot, now_ns)
-            }
-            None => false,
-        }
-    }
-
-    #[inline(always)]
-    fn find(&self, syn: &Syn) -> Option<(u64, &'static Slot)> {
-        if self.found & LIVE == 0 {
-            return None;
-        }
-        let word = way::pack(self.tag, way::until(self.found));
-        let slot: &Slot = maps::handshake(self.slot_index())?;
-        let same = slot.source == syn.source
-            && slot.destination == syn.destination
-            && slot.ports == syn.ports
-            && slot.isn == syn.isn
-            && slot.owner == self.owner;
-        // The slot was compared while the way was this handshake's, or not at all.
-        if same && self.line.word(self.way()).load() == word { Some((word, slot)) } else { None }
+    pub fn is_live(self) -> bool {
+        self.0 & LIVE != 0
     }
 
     /// Remembers an admitted handshake; `false` when there is no room.
     #[inline(always)]
-    pub fn remember(&self, syn: &Syn, now_ns: u64) -> bool {
-        if self.found & SOME == 0 || !handshake::claim(&self.line, self.way(), self.tag, now_ns) {
-            return false;
-        }
-        let Some(slot) = maps::handshake(self.slot_index()) else { return false };
-        slot.source = syn.source;
-        slot.destination = syn.destination;
-        slot.ports = syn.ports;
-        slot.isn = syn.isn;
-        slot.first_ns = now_ns;
-        slot.owner = self.owner;
-        slot.generation = slot.generation.wrapping_add(1);
-        slot.state = 0;
-        true
-    }
-
-    #[inline(always)]
-    fn way(&self) -> usize {
-        (self.found >> WAY) as usize & (LINE - 1)
-    }
-
-    #[inline(always)]
-    fn slot_index(&self) -> u32 {
-        self.line_index * LINE as u32 + self.way() as u32
+    pub fn remember(self, now_ns: u64) -> bool {
+        let line = (self.0 >> LINE) as u32 & (PENDING_LINES - 1);
+        let Some(line) = maps::pending_line(line) else { return false };
+        let index = self.0 as usize & (way::LINE - 1);
+        self.0 & FREE != 0 && handshake::claim(&line, index, self.0 >> TAG, now_ns)
     }
 }
 
-/// In what [`weir_recall`] returns: there is a way, and it may be this handshake's. Below stand the
-/// way's number and its time.
-const SOME: u64 = 1 << 63;
-const LIVE: u64 = 1 << 62;
-const WAY: u32 = 56;
-
-/// A global function, verified once for any way: see [`crate::rule`]. Looks for the way of this tag,
-/// or else for a free one; 0 when there is neither.
+/// A global function, verified once for any handshake: see [`crate::rule`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weir_recall(line: u32, tag: u32, now_ns: u64) -> u64 {
-    let Some(line) = maps::pending_line(line) else { return 0 };
-    match handshake::look(&line, u64::from(tag), now_ns) {
-        Known::Live(index, word) => SOME | LIVE | (index as u64) << WAY | way::until(word).0,
-        Known::Free(index) => SOME | (index as u64) << WAY,
-        Known::Crowded => 0,
-    }
-}
-
-/// The keyed hash that places a handshake.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_hash(syn: *const Syn, owner: u32) -> u64 {
+pub extern "C" fn weir_recall(syn: *const Syn, owner: u32, now_ns: u64, extend: u32) -> u64 {
     // SAFETY: the verifier proves that it is null or a whole `Syn`.
     let Some(syn) = (unsafe { syn.as_ref() }) else { return 0 };
     let Some(secret) = maps::secret() else { return 0 };
-    let tail = u64::from(syn.ports) << 32 | u64::from(syn.isn);
-    if syn.destination.is_v4() {
+    let (tail, owner) = (u64::from(syn.ports) << 32 | u64::from(syn.isn), u64::from(owner));
+    let (hash, second) = if syn.destination.is_v4() {
         let pair = syn.source.low << 32 | syn.destination.low & 0xffff_ffff;
-        nh::hash(secret, [pair, tail, u64::from(owner)])
+        let words = [pair, tail, owner];
+        (nh::hash(secret, words), nh::second_hash(secret, words))
     } else {
         let (from, to) = (syn.source, syn.destination);
-        nh::hash(secret, [from.high, from.low, to.high, to.low, tail, u64::from(owner)])
+        let words = [from.high, from.low, to.high, to.low, tail, owner];
+        (nh::hash(secret, words), nh::second_hash(secret, words))
+    };
+    let (line_index, tag) = (way::line_of(hash, PENDING_LINES), handshake::tag(second));
+    let Some(line) = maps::pending_line(line_index) else { return 0 };
+    let place = tag << TAG | u64::from(line_index) << LINE;
+    match handshake::look(&line, tag, now_ns) {
+        Known::Live(index, word) => {
+            if extend != 0 && !handshake::extend(&line, index, word, tag, now_ns) {
+                return place;
+            }
+            place | LIVE | index as u64
+        }
+        Known::Free(index) => place | FREE | index as u64,
+        Known::Crowded => place,
     }
 }

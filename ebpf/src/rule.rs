@@ -135,7 +135,9 @@ pub extern "C" fn weir_judge(block: u32, shadow: u32, high: u64, low: u64, now_n
         if outcome & TOOK == 0 {
             let why = (outcome >> 1 & 3) << WHY;
             if rule.flags & RULE_SHADOW == 0 && shadow == 0 {
-                weir_give_back(block, took, high, low, now_ns);
+                if took != 0 {
+                    weir_give_back(block, took, high, low, now_ns);
+                }
                 return u64::from((SOME | index) << REFUSED | why);
             }
             if let Some(counts) = maps::counts(rule.cell) {
@@ -170,12 +172,15 @@ fn take_uncontended(rule: &Rule, now_ns: u64) -> Option<u32> {
     }
     let cell = maps::cell(rule.cell)?;
     let word = cell.load();
-    let Step::Admit(next) = gcra::step(word, gcra::q8(now_ns), &params(rule)) else { return None };
-    cell.compare_exchange(word, next).ok()?;
-    if let Some(counts) = maps::counts(rule.cell) {
-        counts.admitted += 1;
+    match gcra::step(word, gcra::q8(now_ns), &params(rule)) {
+        Step::Admit(next) => {
+            cell.compare_exchange(word, next).ok()?;
+            count_admitted(rule.cell, TOOK);
+            Some(TOOK)
+        }
+        Step::Deny => Some(0),
+        Step::DenyClamped(_) => None,
     }
-    Some(TOOK)
 }
 
 #[unsafe(no_mangle)]

@@ -30,11 +30,12 @@ use weir_common::{
     gcra::{Params, Refill, q8},
     layout::{
         Block, CellLine, Config, Counts, Direction, Event, HOOKS, Hook, PORTS_EGRESS,
-        PORTS_INGRESS, RULE_DROP, RULE_SHADOW, Rule, RuleKind, Slot, Tally, Workload, port_key,
+        PORTS_INGRESS, RULE_DROP, RULE_SHADOW, Rule, RuleKind, Tally, Workload, port_key,
     },
     nh::Secret,
     source::SourceParams,
     verdict::{REASONS, Reason, Verdict},
+    way,
 };
 
 /// A second.
@@ -461,23 +462,21 @@ impl Programs {
             .sum()
     }
 
-    /// The remembered handshakes.
-    pub fn handshakes(&mut self) -> Vec<Slot> {
-        let map: Array<_, Slot> = self.array("SLOTS");
-        map.iter()
-            .map(|slot| slot.expect("read SLOTS"))
-            .filter(|slot| slot.generation != 0)
-            .collect()
+    /// The words of remembered handshakes.
+    pub fn handshakes(&mut self) -> Vec<u64> {
+        let map: Array<_, CellLine> = self.array("PENDING");
+        let words = map.iter().flat_map(|line| line.expect("read PENDING").words);
+        words.filter(|word| *word != 0).collect()
     }
 
-    /// Puts somebody else where a handshake is remembered.
-    pub fn alter_handshakes(&mut self, change: impl Fn(&mut Slot)) {
-        let mut map: Array<_, Slot> = self.array("SLOTS");
+    /// Changes every remembered handshake.
+    pub fn alter_handshakes(&mut self, change: impl Fn(u64) -> u64) {
+        let mut map: Array<_, CellLine> = self.array("PENDING");
         for index in 0..map.len() {
-            let mut slot = map.get(&index, 0).expect("read SLOTS");
-            if slot.generation != 0 {
-                change(&mut slot);
-                map.set(index, slot, 0).expect("write SLOTS");
+            let mut line = map.get(&index, 0).expect("read PENDING");
+            if line.words != [0; way::LINE] {
+                line.words = line.words.map(|word| if word == 0 { 0 } else { change(word) });
+                map.set(index, line, 0).expect("write PENDING");
             }
         }
     }

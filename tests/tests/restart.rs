@@ -205,14 +205,11 @@ fn an_upgrade_under_load_replaces_every_program_without_a_gap() {
 
 /// How many handshakes the kernel remembers, as its map has it: there is no agent to ask.
 fn remembered(agent: &Agent<'_>) -> usize {
-    use weir_common::{
-        layout::CellLine,
-        way::{Tick, ahead},
-    };
+    use weir_common::{handshake::ahead, layout::CellLine};
     let data = aya::maps::MapData::from_pin(agent.layout().join("PENDING")).unwrap();
     let lines: aya::maps::Array<_, CellLine> =
         aya::maps::Array::try_from(aya::maps::Map::Array(data)).unwrap();
-    let now = Tick::from_ns(weir_tests::testrun::now_ns());
+    let now = weir_tests::testrun::now_ns();
     let words = lines.iter().flat_map(|line| line.unwrap().words);
     words.filter(|word| ahead(*word, now) > 0).count()
 }
@@ -239,7 +236,7 @@ fn ten_thousand_abandoned_handshakes_need_no_agent() {
     agent.kill();
     let memory = || {
         let mut sizes = BTreeMap::new();
-        for name in ["CELLS", "COUNTS", "TALLIES", "INTERFACES", "SOURCES", "PENDING", "SLOTS"] {
+        for name in ["CELLS", "COUNTS", "TALLIES", "INTERFACES", "SOURCES", "PENDING"] {
             sizes.insert(name, map_memory(&agent.layout().join(name)).unwrap());
         }
         sizes

@@ -12,11 +12,12 @@ use aya::maps::{Array, HashMap, MapData, MapError, MapType, PerCpuArray};
 use memmap2::{MmapOptions, MmapRaw};
 use weir_common::{
     addr::Addr,
+    handshake,
     layout::{
         Block, CellLine, Config, Counts, HOOKS, Hook, MAX_CELLS, PENDING_LINES, Record,
         SOURCE_LINES, Tally, Workload,
     },
-    nh::{self, Secret},
+    nh::Secret,
     source,
     verdict::{Reason, Verdict},
     way::{self, Tick},
@@ -26,7 +27,7 @@ use super::error::DatapathError;
 use crate::clock::Clock;
 
 /// All pinned maps.
-pub(super) const NAMES: [&str; 14] = [
+pub(super) const NAMES: [&str; 13] = [
     "CONFIG",
     "CELLS",
     "RECORDS",
@@ -39,7 +40,6 @@ pub(super) const NAMES: [&str; 14] = [
     "BLOCKS",
     "SOURCES",
     "PENDING",
-    "SLOTS",
     "EVENTS",
 ];
 
@@ -188,7 +188,7 @@ impl Maps {
         let failed = |source| DatapathError::Map { name: "CONFIG", source };
         let mut entry: Array<MapData, Config> = array(directory, "CONFIG")?;
         let mut config = entry.get(&0, 0).map_err(failed)?;
-        if config.secret == [0; nh::WORDS] {
+        if config.secret == Secret::default() {
             let mut bytes = [0; size_of::<Secret>()];
             getrandom::fill(&mut bytes)
                 .map_err(|error| failed(MapError::IoError(std::io::Error::other(error))))?;
@@ -255,38 +255,41 @@ impl Maps {
         Ok(view)
     }
 
-    /// Clears ways whose time passed long ago, before the counter of time comes round to them.
+    /// Clears what has passed long ago, before the counter of time comes round to it.
     pub fn clear_old_ways(&self, clock: &Clock) -> usize {
-        let now = Tick::from_ns(clock.monotonic_ns());
-        let clear = |lines: &Mapped| {
-            lines
-                .words()
-                .filter(|word| {
-                    let value = word.load(Ordering::Relaxed);
-                    value != 0
-                        && way::ahead(value, now) == 0
-                        && word
-                            .compare_exchange(value, 0, Ordering::Relaxed, Ordering::Relaxed)
-                            .is_ok()
-                })
-                .count()
-        };
-        clear(&self.sources) + clear(&self.pending)
+        let now_ns = clock.monotonic_ns();
+        let now = Tick::from_ns(now_ns);
+        clear_absent(&self.sources, |word| way::ahead(word, now) == 0)
+            + clear_absent(&self.pending, |word| handshake::ahead(word, now_ns) == 0)
     }
 
     /// How many sources and handshakes are live.
     pub fn live_ways(&self, clock: &Clock) -> (usize, usize) {
-        let now = Tick::from_ns(clock.monotonic_ns());
-        let live = |lines: &Mapped, ways: usize| {
-            let words = lines.words().enumerate();
-            words
-                .filter(|(index, word)| {
-                    index % way::LINE < ways && way::ahead(word.load(Ordering::Relaxed), now) > 0
-                })
-                .count()
-        };
-        (live(&self.sources, source::WAYS), live(&self.pending, way::LINE))
+        let now_ns = clock.monotonic_ns();
+        let now = Tick::from_ns(now_ns);
+        let sources = self.sources.words().enumerate().filter(|(index, word)| {
+            // The last word of a line is the bucket that the crowded share.
+            index % way::LINE < source::WAYS && way::ahead(word.load(Ordering::Relaxed), now) > 0
+        });
+        let handshakes = self
+            .pending
+            .words()
+            .filter(|word| handshake::ahead(word.load(Ordering::Relaxed), now_ns) > 0);
+        (sources.count(), handshakes.count())
     }
+}
+
+/// Clears the words that equal absent ones, unless somebody takes them over just now.
+fn clear_absent(lines: &Mapped, is_absent: impl Fn(u64) -> bool) -> usize {
+    let words = lines.words();
+    words
+        .filter(|word| {
+            let value = word.load(Ordering::Relaxed);
+            value != 0
+                && is_absent(value)
+                && word.compare_exchange(value, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        })
+        .count()
 }
 
 fn pinned(directory: &Path, name: &'static str) -> Result<MapData, DatapathError> {

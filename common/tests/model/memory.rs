@@ -6,7 +6,7 @@ use weir_common::{
     way::Line,
 };
 
-/// The way that may hold this handshake, with its word.
+/// The place that remembers this handshake, with its word.
 pub(crate) fn candidate<L: Line>(line: &L, tag: u64, now_ns: u64) -> Option<(usize, u64)> {
     match handshake::look(line, tag, now_ns) {
         Known::Live(index, word) => Some((index, word)),
@@ -17,9 +17,7 @@ pub(crate) fn candidate<L: Line>(line: &L, tag: u64, now_ns: u64) -> Option<(usi
 /// A place for a handshake that was just admitted.
 pub(crate) fn claim<L: Line>(line: &L, tag: u64, now_ns: u64) -> Option<usize> {
     match handshake::look(line, tag, now_ns) {
-        Known::Live(index, _) | Known::Free(index) => {
-            handshake::claim(line, index, tag, now_ns).then_some(index)
-        }
-        Known::Crowded => None,
+        Known::Free(index) => handshake::claim(line, index, tag, now_ns).then_some(index),
+        Known::Live(..) | Known::Crowded => None,
     }
 }

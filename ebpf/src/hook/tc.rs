@@ -8,7 +8,7 @@ use aya_ebpf::{
 
 use super::Packet;
 use crate::parse::{
-    self, Parsed, Syn,
+    self, Glance, Parsed, Syn,
     ipv6::{self, Chain},
 };
 
@@ -53,8 +53,16 @@ impl Tc {
     /// Parses the packet, with its headers pulled together first if they must be.
     #[inline(always)]
     pub fn parse(&self, syn: &mut Syn) -> Parsed {
-        if parse::is_plainly_other(&Bytes(TcContext::new(self.raw()))) {
-            return Parsed::Other;
+        let bytes = Bytes(TcContext::new(self.raw()));
+        match parse::glance(&bytes) {
+            Glance::Other => return Parsed::Other,
+            Glance::PlainV4 => {
+                let parsed = parse::parse_plain(&bytes, syn);
+                if parsed != Parsed::Short {
+                    return parsed;
+                }
+            }
+            Glance::Unknown => {}
         }
         let mut parsed = weir_parse_tc(self.raw(), syn);
         if parsed == Parsed::Short as u64 && !self.is_readable() {

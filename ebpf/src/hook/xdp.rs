@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 
 use super::Packet;
 use crate::parse::{
-    self, Parsed, Syn,
+    self, Glance, Parsed, Syn,
     ipv6::{self, Chain},
 };
 
@@ -23,8 +23,10 @@ impl Uplink {
     /// Parses the frame.
     #[inline(always)]
     pub fn parse(&self, syn: &mut Syn) -> Parsed {
-        if parse::is_plainly_other(self) {
-            return Parsed::Other;
+        match parse::glance(self) {
+            Glance::Other => return Parsed::Other,
+            Glance::PlainV4 => return parse::parse_plain(self, syn),
+            Glance::Unknown => {}
         }
         Parsed::from_code(weir_parse_xdp(self.ctx.ctx, syn))
     }

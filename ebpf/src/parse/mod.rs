@@ -10,11 +10,11 @@ mod tcp;
 
 use weir_common::addr::Addr;
 
-use crate::hook::{Packet, has_ethernet};
+use crate::hook::{Packet, has_ethernet, opaque};
 
 /// The start of a TCP connection: SYN without ACK.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Syn {
     pub source: Addr,
     pub destination: Addr,
@@ -36,6 +36,25 @@ pub struct Syn {
 }
 
 impl Syn {
+    /// Memory for one.
+    #[inline(always)]
+    pub fn empty() -> Self {
+        // Of a zero that it knows the compiler makes a call of `memset`, which writes byte by byte.
+        let zero = opaque(0) as u64;
+        let (address, half) = (Addr { high: zero, low: zero }, zero as u32);
+        Self {
+            source: address,
+            destination: address,
+            ports: half,
+            isn: half,
+            l3: half,
+            l4: half,
+            l4_length: half,
+            payload: half,
+            answerable: half,
+        }
+    }
+
     /// The destination port.
     #[inline(always)]
     pub fn port(&self) -> u16 {
@@ -109,32 +128,62 @@ fn total<P: Packet>(packet: &P, l3: usize, stated: usize) -> Option<usize> {
     if total > room { None } else { Some(total) }
 }
 
-/// Whether a packet is one of the many that are plainly not the start of a TCP connection: IP without
-/// options, fragments or tags, and not TCP or without SYN. A few loads at fixed offsets, because this
-/// is what every packet of every connection pays; what it does not know goes to [`parse`].
+/// What can be told of a packet at a glance.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Glance {
+    /// Plainly not the start of a TCP connection: IP without options, fragments or tags, and not TCP
+    /// or without SYN.
+    Other,
+    /// TCP with SYN, whose header follows a bare IPv4 header.
+    PlainV4,
+    /// [`parse`] knows.
+    Unknown,
+}
+
+const ETHERNET: usize = 14;
+
+/// A few loads at fixed offsets, because this is what every packet of every connection pays.
 #[inline(always)]
-pub fn is_plainly_other<P: Packet>(packet: &P) -> bool {
-    const ETHERNET: usize = 14;
+pub fn glance<P: Packet>(packet: &P) -> Glance {
     if !has_ethernet() {
-        return false;
+        return Glance::Unknown;
     }
     // Up to the protocol, and up to the flags behind a bare IPv4 and IPv6 header.
-    let Some(head) = packet.header::<[u8; ETHERNET + 10]>(0) else { return false };
+    let Some(head) = packet.header::<[u8; ETHERNET + 10]>(0) else { return Glance::Unknown };
     match (head[12], head[13]) {
         (0x08, 0x00) if head[14] == 0x45 => {
             let is_fragment = head[20] & 0x3f != 0 || head[21] != 0;
-            head[23] != tcp::TCP
-                || !is_fragment
-                    && packet
-                        .header::<[u8; ETHERNET + 34]>(0)
-                        .is_some_and(|head| head[ETHERNET + 33] & tcp::SYN == 0)
+            if head[23] != tcp::TCP {
+                return Glance::Other;
+            }
+            if is_fragment {
+                return Glance::Unknown;
+            }
+            match packet.header::<[u8; ETHERNET + 34]>(0) {
+                Some(head) if head[ETHERNET + 33] & tcp::SYN == 0 => Glance::Other,
+                Some(_) => Glance::PlainV4,
+                None => Glance::Unknown,
+            }
         }
-        (0x86, 0xdd) if head[20] == tcp::TCP => packet
-            .header::<[u8; ETHERNET + 54]>(0)
-            .is_some_and(|head| head[ETHERNET + 53] & tcp::SYN == 0),
-        (0x86, 0xdd) => !ipv6::is_extension(head[20]),
-        _ => false,
+        (0x86, 0xdd) if head[20] == tcp::TCP => match packet.header::<[u8; ETHERNET + 54]>(0) {
+            Some(head) if head[ETHERNET + 53] & tcp::SYN == 0 => Glance::Other,
+            _ => Glance::Unknown,
+        },
+        (0x86, 0xdd) if !ipv6::is_extension(head[20]) => Glance::Other,
+        _ => Glance::Unknown,
     }
+}
+
+/// Parses a packet that is [`Glance::PlainV4`].
+#[inline(always)]
+pub fn parse_plain<P: Packet>(packet: &P, syn: &mut Syn) -> Parsed {
+    let mut ip = Ip::default();
+    let parsed = ipv4::parse(packet, ETHERNET, syn, &mut ip);
+    if parsed != Parsed::Syn {
+        return parsed;
+    }
+    ip.l4 = ETHERNET + 20;
+    tcp::parse(packet, &ip, syn)
 }
 
 /// Parses a packet; fills `syn` when it is one.
