@@ -18,6 +18,9 @@
 //! | `BLOCKS` | array of [`Block`] | block | agent; never changed while referenced |
 //! | `SOURCES` | array of lines, mapped | hash | kernel; the agent clears old ways |
 //! | `PENDING` | array of lines, mapped | hash | kernel; the agent clears old ways |
+//! | `TRACKS` | array of lines, mapped | hash | kernel and agent, by compare-and-swap only |
+//! | `SLOTS` | array of [`Slot`], mapped | line × 8 + way | whoever won the way; the agent reads |
+//! | `SOURCE_LOADS` | array of lines, mapped | hash | kernel and agent, by compare-and-swap only |
 //! | `EVENTS` | ring buffer of [`Event`] | – | kernel |
 
 use crate::{addr::Addr, gcra::Params, nh::Secret, verdict, way};
@@ -40,6 +43,10 @@ pub const SOURCE_LINES: u32 = 32_768;
 /// Lines for handshakes: 512 KiB, 65 536 handshakes. Every SYN looks into one: they should fit into
 /// a CPU's second cache.
 pub const PENDING_LINES: u32 = 8192;
+/// Lines for tracked connections: 1 MiB, with slots of 16 MiB, 131 072 connections.
+pub const TRACK_LINES: u32 = 16_384;
+/// Lines for connections per source: 1 MiB, 114 688 sources.
+pub const SOURCE_LOAD_LINES: u32 = 16_384;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: u32 = 512 * 1024;
 
@@ -113,8 +120,11 @@ pub struct Config {
     pub heartbeat_ns: u64,
     /// Least time between two events of one limit on one CPU, ns.
     pub event_interval_ns: u64,
+    /// Workloads that are [`TRACKED`]: while there are none, nobody looks at packets that are no
+    /// SYN.
+    pub tracked: u64,
     /// Reserved.
-    pub _reserved: [u64; 6],
+    pub _reserved: [u64; 5],
 }
 
 /// One limit's state: a cache line of eight words, whose meaning [`CellKind`] says.
@@ -144,6 +154,10 @@ pub enum CellKind {
     Breaker = 4,
     /// No word is used: the state stands in `SOURCES`, the cell names and counts it.
     Source = 5,
+    /// Word 0 is a [load](crate::load).
+    Load = 6,
+    /// No word is used: the state stands in `SOURCE_LOADS`, the cell names and counts it.
+    SourceLoad = 7,
 }
 
 impl CellKind {
@@ -156,6 +170,8 @@ impl CellKind {
             3 => Self::Lease,
             4 => Self::Breaker,
             5 => Self::Source,
+            6 => Self::Load,
+            7 => Self::SourceLoad,
             _ => return None,
         })
     }
@@ -207,7 +223,7 @@ pub struct Workload {
     pub reset_cell: u32,
     /// Block of the rules for any port, by direction; 0 for none.
     pub any_port: [u32; 2],
-    /// [`PORTS_INGRESS`] and [`PORTS_EGRESS`].
+    /// [`PORTS_INGRESS`], [`PORTS_EGRESS`] and [`TRACKED`].
     pub flags: u32,
 }
 
@@ -215,6 +231,9 @@ pub struct Workload {
 pub const PORTS_INGRESS: u32 = 1;
 /// The workload has blocks of their own for some outbound ports.
 pub const PORTS_EGRESS: u32 = 2;
+
+/// Some block of the workload is [tracked](Block::tracked): packets that are no SYN matter.
+pub const TRACKED: u32 = 4;
 
 /// Key of `PORTS`.
 #[inline(always)]
@@ -234,15 +253,17 @@ pub const MAX_RULES: usize = 15;
 pub struct Block {
     /// Rules in use.
     pub count: u32,
+    /// 1 if one of the rules counts connections or breaks circuits, so that they must be tracked.
+    pub tracked: u32,
     /// Reserved.
-    pub _reserved: [u32; 15],
+    pub _reserved: [u32; 14],
     /// The rules.
     pub rules: [Rule; MAX_RULES],
 }
 
 impl Default for Block {
     fn default() -> Self {
-        Self { count: 0, _reserved: [0; 15], rules: [Rule::default(); MAX_RULES] }
+        Self { count: 0, tracked: 0, _reserved: [0; 14], rules: [Rule::default(); MAX_RULES] }
     }
 }
 
@@ -289,6 +310,59 @@ pub enum RuleKind {
     Source = 3,
     /// A bucket.
     Limit = 4,
+    /// So many connections and handshakes at once: [`crate::load`]. `cost` holds the connections,
+    /// `burst` the handshakes.
+    Load = 5,
+    /// So many connections of one source at once: [`crate::load`]. `cost` holds the connections.
+    SourceLoad = 6,
+    /// A circuit breaker: [`crate::breaker`]. `cost`, `burst` and `step` hold its packed parameters.
+    Breaker = 7,
+}
+
+/// Loads that one connection counts in at most.
+pub const MAX_LOADS: usize = 4;
+/// Loads per source that one connection counts in at most.
+pub const MAX_SOURCE_LOADS: usize = 2;
+/// Breakers that learn from one connection at most.
+pub const MAX_BREAKERS: usize = 2;
+
+/// A tracked connection, beside its [word](crate::layout). Seen from the workload: its own end is
+/// local.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// The workload's address.
+    pub local: Addr,
+    /// The other end's address.
+    pub remote: Addr,
+    /// Local port << 16 | remote port.
+    pub ports: u32,
+    /// Workload slot.
+    pub slot: u32,
+    /// Sequence number of the SYN that was admitted.
+    pub isn: u32,
+    /// Sequence number of the answer to it.
+    pub answer: u32,
+    /// Sequence number of another SYN on a connection that lives; 0 for none.
+    pub again: u32,
+    /// What the local and the remote end acknowledged last.
+    pub acknowledged: [u32; 2],
+    /// What acknowledges the local and the remote end's FIN.
+    pub fins: [u32; 2],
+    /// Cells of the loads that it counts in; 0 for none.
+    pub loads: [u16; MAX_LOADS],
+    /// Cells of the breakers that learn from it; 0 for none.
+    pub breakers: [u16; MAX_BREAKERS],
+    /// The breakers' epochs when it was admitted.
+    pub breaker_epochs: [u8; MAX_BREAKERS],
+    /// Reserved.
+    pub _reserved: [u8; 6],
+    /// When it was admitted, CLOCK_MONOTONIC ns.
+    pub opened_ns: u64,
+    /// Loads per source that it counts in: tag << 32 | line × 8 + way; 0 for none.
+    pub source_loads: [u64; MAX_SOURCE_LOADS],
+    /// Reserved.
+    pub _reserved_too: [u64; 2],
 }
 
 /// A sampled refusal.
@@ -341,6 +415,8 @@ const _: () = {
     assert!(size_of::<Rule>() == 64);
     assert!(size_of::<Block>() == 64 + MAX_RULES * size_of::<Rule>());
     assert!(size_of::<Event>() == 56);
+    assert!(size_of::<Slot>() == 128);
+    assert!(MAX_CELLS <= 1 << 16);
     // A slot number, a direction and a port share 32 bits.
     assert!(MAX_WORKLOADS <= 1 << 15);
     assert!(SOURCE_LINES.is_power_of_two() && PENDING_LINES.is_power_of_two());
@@ -361,5 +437,5 @@ mod pod {
         )*};
     }
 
-    pod!(Addr, Block, CellLine, Config, Counts, Event, Record, Rule, Tally, Workload);
+    pod!(Addr, Block, CellLine, Config, Counts, Event, Record, Rule, Slot, Tally, Workload);
 }

@@ -7,9 +7,11 @@
 #![deny(unsafe_code)]
 
 pub mod addr;
+pub mod breaker;
 pub mod gcra;
 pub mod handshake;
 pub mod layout;
+pub mod load;
 pub mod nh;
 pub mod source;
 pub mod verdict;

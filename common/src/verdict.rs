@@ -110,8 +110,22 @@ reasons! {
     RewriteFailed = 17, "rewrite_failed";
     /// An event was not delivered because the ring was full.
     EventLost = 18, "event_lost";
+    /// `max-connections` are open.
+    MaxConnections = 19, "max_connections";
+    /// `max-handshakes` are not complete yet.
+    MaxHandshakes = 20, "max_handshakes";
+    /// `max-connections-per-source` of this client are open.
+    MaxConnectionsPerSource = 21, "max_connections_per_source";
+    /// The breaker is open.
+    BreakerOpen = 22, "breaker_open";
+    /// The breaker is half-open, and all its probes are out.
+    BreakerProbing = 23, "breaker_probing";
+    /// There is no room to track the connection that a limit must count.
+    TableFull = 24, "table_full";
+    /// Would have been refused by a limit on connections, which nobody has audited for too long.
+    Unaudited = 25, "unaudited";
 }
 
 /// Room for reasons in a counter row; at least [`Reason::ALL`]'s length.
-pub const REASONS: usize = 24;
+pub const REASONS: usize = 32;
 const _: () = assert!(Reason::ALL.len() <= REASONS);

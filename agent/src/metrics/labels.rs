@@ -122,6 +122,13 @@ const fn kind(reason: Reason) -> Kind {
         | Reason::ProbeRate
         | Reason::Contended
         | Reason::TinyFragment
-        | Reason::HeaderChain => Kind::Decision,
+        | Reason::HeaderChain
+        | Reason::MaxConnections
+        | Reason::MaxHandshakes
+        | Reason::MaxConnectionsPerSource
+        | Reason::BreakerOpen
+        | Reason::BreakerProbing
+        | Reason::TableFull
+        | Reason::Unaudited => Kind::Decision,
     }
 }

@@ -1,0 +1,333 @@
+//! How many connections there are at once, in one word.
+//!
+//! A connection counts as a handshake until both ends know of it, then as established. Who closes an
+//! established one says so; a handshake may be abandoned without a word (a forged SYN always is), so
+//! handshakes are counted by the epoch they began in, and an epoch that is older than the last one is
+//! forgotten as a whole. So a word returns to the truth by a look at the clock: nobody has to walk
+//! anything, with or without an agent, and whoever opens the next connection does it.
+//!
+//! The word is `epoch:12 | previous:16 | current:16 | established:20`; of a source it is
+//! `tag:20 | epoch:8 | previous:8 | current:8 | established:20` and shares a line with others.
+//! Epochs last 8.6 s ([`EPOCH_SHIFT`]): a handshake counts for 8.6 to 17.2 s.
+
+use crate::{
+    way::{LINE, Line},
+    word::{TRIES, Word},
+};
+
+/// An epoch is 2^33 ns.
+pub const EPOCH_SHIFT: u32 = 33;
+
+/// Most connections that can be counted.
+pub const MAX_CONNECTIONS: u64 = (1 << 20) - 1;
+/// Most handshakes that can be asked for: both epochs together may hold more.
+pub const MAX_HANDSHAKES: u64 = (1 << 16) - 1;
+
+/// The epoch of a time.
+#[inline(always)]
+pub const fn epoch(now_ns: u64) -> u64 {
+    now_ns >> EPOCH_SHIFT
+}
+
+/// How many there may be at once. What is not limited stands at its maximum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Connections, handshakes among them; [`MAX_CONNECTIONS`] at most.
+    pub connections: u64,
+    /// Handshakes; [`MAX_HANDSHAKES`] at most.
+    pub handshakes: u64,
+}
+
+/// Bits of a word's fields.
+#[derive(Clone, Copy)]
+struct Shape {
+    epoch: u32,
+    handshakes: u32,
+}
+
+const PLAIN: Shape = Shape { epoch: 12, handshakes: 16 };
+const OF_SOURCE: Shape = Shape { epoch: 8, handshakes: 8 };
+const ESTABLISHED: u32 = 20;
+const TAG: u32 = 20;
+
+#[inline(always)]
+const fn mask(bits: u32) -> u64 {
+    (1 << bits) - 1
+}
+
+/// A word, read at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Handshakes of the epoch before this one.
+    pub previous: u64,
+    /// Handshakes of this epoch.
+    pub current: u64,
+    /// Established connections.
+    pub established: u64,
+}
+
+impl Load {
+    /// Handshakes that are not complete.
+    #[inline(always)]
+    pub const fn handshakes(&self) -> u64 {
+        self.previous + self.current
+    }
+
+    /// All connections.
+    #[inline(always)]
+    pub const fn connections(&self) -> u64 {
+        self.handshakes() + self.established
+    }
+
+    #[inline(always)]
+    const fn read(word: u64, shape: Shape, now_epoch: u64) -> Self {
+        let bits = shape.handshakes;
+        let current = word >> ESTABLISHED & mask(bits);
+        let previous = word >> (ESTABLISHED + bits) & mask(bits);
+        let age = now_epoch.wrapping_sub(word >> (ESTABLISHED + 2 * bits)) & mask(shape.epoch);
+        let (previous, current) = match age {
+            0 => (previous, current),
+            1 => (current, 0),
+            _ => (0, 0),
+        };
+        Self { previous, current, established: word & mask(ESTABLISHED) }
+    }
+
+    #[inline(always)]
+    const fn write(self, shape: Shape, now_epoch: u64) -> u64 {
+        let bits = shape.handshakes;
+        (now_epoch & mask(shape.epoch)) << (ESTABLISHED + 2 * bits)
+            | self.previous << (ESTABLISHED + bits)
+            | self.current << ESTABLISHED
+            | self.established
+    }
+
+    /// One more handshake, if the bounds and the word's fields allow.
+    #[inline(always)]
+    const fn open(mut self, shape: Shape, bounds: Bounds) -> Result<Self, Opened> {
+        if self.handshakes() >= bounds.handshakes || self.current == mask(shape.handshakes) {
+            return Err(Opened::TooManyHandshakes);
+        }
+        if self.connections() >= bounds.connections {
+            return Err(Opened::TooManyConnections);
+        }
+        self.current += 1;
+        Ok(self)
+    }
+
+    /// What happened to one connection that began `age` epochs ago.
+    #[inline(always)]
+    const fn changed(mut self, change: Change, age: u64) -> Self {
+        if matches!(change, Change::Established | Change::Abandoned) {
+            // Of an epoch that is forgotten nothing is left to take away.
+            match age {
+                0 => self.current = self.current.saturating_sub(1),
+                1 => self.previous = self.previous.saturating_sub(1),
+                _ => {}
+            }
+        }
+        match change {
+            Change::Established | Change::Reopened => {
+                if self.established < mask(ESTABLISHED) {
+                    self.established += 1;
+                }
+            }
+            Change::Closed => self.established = self.established.saturating_sub(1),
+            Change::Abandoned => {}
+        }
+        self
+    }
+}
+
+/// What came of opening a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Opened {
+    /// It counts as a handshake.
+    Opened,
+    /// Too many handshakes are not complete.
+    TooManyHandshakes,
+    /// Too many connections are open.
+    TooManyConnections,
+    /// Too many others changed the word at once; nothing was counted.
+    Contended,
+}
+
+/// What happens to a connection that was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Change {
+    /// Both ends know of it.
+    Established = 1,
+    /// It was refused or given up before that.
+    Abandoned = 2,
+    /// It was established, and is closed.
+    Closed = 3,
+    /// It was taken for closed, and is not; or it is older than whoever counts.
+    Reopened = 4,
+}
+
+/// A load's word at a time.
+#[inline(always)]
+pub const fn read(word: u64, now_ns: u64) -> Load {
+    Load::read(word, PLAIN, epoch(now_ns))
+}
+
+/// Counts one more handshake if the bounds allow.
+#[inline(always)]
+pub fn open<W: Word>(cell: &W, now_ns: u64, bounds: Bounds) -> Opened {
+    let now = epoch(now_ns);
+    let mut word = cell.load();
+    for _ in 0..TRIES {
+        let next = match Load::read(word, PLAIN, now).open(PLAIN, bounds) {
+            Ok(load) => load.write(PLAIN, now),
+            Err(opened) => return opened,
+        };
+        match cell.compare_exchange(word, next) {
+            Ok(_) => return Opened::Opened,
+            Err(seen) => word = seen,
+        }
+    }
+    Opened::Contended
+}
+
+/// Whether [`open`] would certainly refuse. Writes nothing.
+#[inline(always)]
+pub fn would_refuse(word: u64, now_ns: u64, bounds: Bounds) -> bool {
+    Load::read(word, PLAIN, epoch(now_ns)).open(PLAIN, bounds).is_err()
+}
+
+/// Counts what happened to a connection that was opened at `opened_ns`. `false` when too many others
+/// changed the word at once: the audit will find the difference.
+#[inline(always)]
+pub fn change<W: Word>(cell: &W, change: Change, opened_ns: u64, now_ns: u64) -> bool {
+    let now = epoch(now_ns);
+    let age = now.wrapping_sub(epoch(opened_ns));
+    let mut word = cell.load();
+    for _ in 0..TRIES {
+        let next = Load::read(word, PLAIN, now).changed(change, age).write(PLAIN, now);
+        match cell.compare_exchange(word, next) {
+            Ok(_) => return true,
+            Err(seen) => word = seen,
+        }
+    }
+    false
+}
+
+/// The ways of a line of sources' loads; the last word is shared by those that find no way.
+pub const WAYS: usize = LINE - 1;
+
+/// The tag bits of a hash, never 0 and never 1: a used way is never 0, and 1 is the shared word's.
+#[inline(always)]
+pub const fn tag(hash: u64) -> u64 {
+    let tag = hash >> (64 - TAG);
+    if tag < 2 { tag + 2 } else { tag }
+}
+
+/// The shared word's tag.
+pub const SHARED: u64 = 1;
+
+/// What came of opening a source's connection, and where it counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceOpened {
+    /// What came of it.
+    pub opened: Opened,
+    /// The word of the line; [`WAYS`] for the shared one.
+    pub way: usize,
+}
+
+/// Whether a way is as good as absent: no connection, and no handshake that still counts.
+#[inline(always)]
+const fn is_idle(word: u64, now: u64) -> bool {
+    Load::read(word, OF_SOURCE, now).connections() == 0
+}
+
+/// Where a source's connections count: its own way, else a free one, else the shared word.
+#[inline(always)]
+fn find<L: Line>(line: &L, tag: u64, now: u64) -> usize {
+    let mut way = WAYS;
+    for index in 0..WAYS {
+        let word = line.word(index).load();
+        if word >> (64 - TAG) == tag {
+            return index;
+        }
+        if way == WAYS && is_idle(word, now) {
+            way = index;
+        }
+    }
+    way
+}
+
+/// One attempt to count one more connection of a source. [`Opened::Contended`] when another changed
+/// the word: try again.
+#[inline(always)]
+pub fn open_source<L: Line>(line: &L, tag: u64, now_ns: u64, connections: u64) -> SourceOpened {
+    let now = epoch(now_ns);
+    let way = find(line, tag, now);
+    let owner = if way == WAYS { SHARED } else { tag };
+    let word = line.word(way).load();
+    // A free way carries somebody else's past: only its place is taken over.
+    let load = if word >> (64 - TAG) == owner {
+        Load::read(word, OF_SOURCE, now)
+    } else if is_idle(word, now) {
+        Load { previous: 0, current: 0, established: 0 }
+    } else {
+        return SourceOpened { opened: Opened::Contended, way };
+    };
+    let bounds = Bounds { connections, handshakes: MAX_HANDSHAKES };
+    let opened = match load.open(OF_SOURCE, bounds) {
+        Err(_) => Opened::TooManyConnections,
+        Ok(load) => {
+            let next = owner << (64 - TAG) | load.write(OF_SOURCE, now);
+            match line.word(way).compare_exchange(word, next) {
+                Ok(_) => Opened::Opened,
+                Err(_) => Opened::Contended,
+            }
+        }
+    };
+    SourceOpened { opened, way }
+}
+
+/// Whether [`open_source`] would certainly refuse. Writes nothing.
+#[inline(always)]
+pub fn would_refuse_source<L: Line>(line: &L, tag: u64, now_ns: u64, connections: u64) -> bool {
+    let now = epoch(now_ns);
+    let way = find(line, tag, now);
+    let owner = if way == WAYS { SHARED } else { tag };
+    let word = line.word(way).load();
+    let bounds = Bounds { connections, handshakes: MAX_HANDSHAKES };
+    word >> (64 - TAG) == owner && Load::read(word, OF_SOURCE, now).open(OF_SOURCE, bounds).is_err()
+}
+
+/// Counts what happened to a source's connection, in the word where it was opened. A word that has
+/// another owner meanwhile forgot it.
+#[inline(always)]
+pub fn change_source<W: Word>(
+    cell: &W,
+    owner: u64,
+    change: Change,
+    opened_ns: u64,
+    now_ns: u64,
+) -> bool {
+    let now = epoch(now_ns);
+    let age = now.wrapping_sub(epoch(opened_ns));
+    let mut word = cell.load();
+    for _ in 0..TRIES {
+        if word >> (64 - TAG) != owner {
+            return true;
+        }
+        let next = owner << (64 - TAG)
+            | Load::read(word, OF_SOURCE, now).changed(change, age).write(OF_SOURCE, now);
+        match cell.compare_exchange(word, next) {
+            Ok(_) => return true,
+            Err(seen) => word = seen,
+        }
+    }
+    false
+}
+
+/// A source's load at a time, and its tag; `None` when the way is as good as absent.
+pub const fn read_source(word: u64, now_ns: u64) -> Option<(u64, Load)> {
+    let load = Load::read(word, OF_SOURCE, epoch(now_ns));
+    if load.connections() == 0 { None } else { Some((word >> (64 - TAG), load)) }
+}
