@@ -39,13 +39,15 @@ macro_rules! inside {
 #[test]
 fn the_demo_ends_as_predicted() {
     inside!(|| {
+        const FEWER: Option<i32> = Some(4);
         // On a busy host clients stall for seconds here, and what a full bucket would have got
-        // meanwhile is admitted to nobody: fewer than predicted. Then once more.
-        let as_predicted = || {
+        // meanwhile is admitted to nobody. Then once more; for anything else there is no excuse.
+        let mut demos = (0..3).map(|_| {
             let demo = Command::new(agent::binary()).args(["demo", "--seconds", "4"]).status();
-            demo.unwrap().success()
-        };
-        assert!((0..3).any(|_| as_predicted()));
+            demo.unwrap().code()
+        });
+        let code = demos.find(|code| *code != FEWER).unwrap_or(FEWER);
+        assert_eq!(code, Some(0));
     });
 }
 

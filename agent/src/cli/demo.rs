@@ -11,7 +11,8 @@ use crate::demo::{self, ChildAgent, DemoError, Options};
 /// See it at work: a lab of network namespaces, an agent, real load
 ///
 /// Needs root and leaves nothing behind. The exit code is 0 when every limit admitted what it
-/// predicted, 1 when one did not, 130 after Ctrl-C.
+/// predicted, 1 when one admitted more or a step failed, 4 when one admitted fewer, as on a host too
+/// busy for its own clients, and 130 after Ctrl-C.
 #[derive(Debug, Args)]
 pub(super) struct Demo {
     /// Keep everything up until Ctrl-C, and say what to try

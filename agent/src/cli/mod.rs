@@ -39,6 +39,7 @@ Exit codes:
   1  no: a file has errors, something is not enforced, a request was refused, a step failed
   2  the command line was not understood
   3  no agent could be asked: nobody listens, no permission, no answer, or another version
+  4  `weir demo` alone: fewer connections than predicted, and nowhere more
 
 Answers are for people; `-o json` is for programs, with the fields that the admin socket sends.";
 

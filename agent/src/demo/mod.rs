@@ -40,8 +40,11 @@ impl Default for Options {
 pub enum Ending {
     /// Every limit admitted what it predicted.
     AsPredicted,
-    /// One did not; which one was printed.
-    NotAsPredicted,
+    /// One admitted more than it may, whatever the others did; which one was printed.
+    More,
+    /// None admitted more, but one fewer, or attempts were neither accepted nor refused. A host
+    /// too busy for its clients can do that: what a full bucket would have got meanwhile is lost.
+    Fewer,
     /// Ctrl-C came before there was anything to compare.
     Interrupted,
 }
@@ -51,7 +54,9 @@ impl Ending {
     pub const fn exit_code(self) -> u8 {
         match self {
             Self::AsPredicted => 0,
-            Self::NotAsPredicted => 1,
+            Self::More => 1,
+            // Apart from every other failure: this one may be worth a second try.
+            Self::Fewer => 4,
             // What a shell reports for a program that SIGINT ended.
             Self::Interrupted => 130,
         }

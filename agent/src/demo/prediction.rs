@@ -3,7 +3,7 @@
 //! It is computed a second time here, from the rate as written and the time as the clients saw
 //! it, and shares no code with the data plane: two ways to one number.
 
-use std::{fmt, time::Duration};
+use std::{cmp::Ordering, fmt, time::Duration};
 
 use crate::{load::Span, policy::Bucket};
 
@@ -36,8 +36,15 @@ pub(super) struct Interval {
 }
 
 impl Interval {
-    pub(super) const fn contains(self, seen: u64) -> bool {
-        self.low <= seen && seen <= self.high
+    /// Where a number lies: `Less` is below, `Equal` within.
+    pub(super) const fn place(self, seen: u64) -> Ordering {
+        if seen < self.low {
+            Ordering::Less
+        } else if seen > self.high {
+            Ordering::Greater
+        } else {
+            Ordering::Equal
+        }
     }
 
     /// What two together come to.
@@ -95,9 +102,8 @@ mod tests {
         let admitted = admits(bucket, &asked(1000, 4000, 4060));
         assert_eq!(admitted, Interval { low: 120, high: 121 });
         assert_eq!(admitted.to_string(), "120..121");
-        assert!(!admitted.contains(119));
-        assert!(admitted.contains(120) && admitted.contains(121));
-        assert!(!admitted.contains(122));
+        let places = [119, 120, 121, 122].map(|seen| admitted.place(seen));
+        assert_eq!(places, [Ordering::Less, Ordering::Equal, Ordering::Equal, Ordering::Greater]);
     }
 
     #[test]

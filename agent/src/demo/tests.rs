@@ -40,17 +40,18 @@ fn play(interrupt: &Interrupt, agent: &dyn StartAgent) -> (Result<Ending, DemoEr
 }
 
 #[test]
-fn without_limits_nothing_is_as_predicted_and_nothing_stays() {
-    if !privileged("without_limits_nothing_is_as_predicted_and_nothing_stays") {
+fn without_limits_more_is_admitted_than_predicted_and_nothing_stays() {
+    if !privileged("without_limits_more_is_admitted_than_predicted_and_nothing_stays") {
         return;
     }
     let (ending, text) = play(&Interrupt::default(), &Idle(Readiness::Ready));
-    assert_eq!(ending.unwrap(), Ending::NotAsPredicted, "{text}");
-    let verdicts: Vec<_> = text.lines().filter(|line| line.ends_with("as predicted")).collect();
+    assert_eq!(ending.unwrap(), Ending::More, "{text}");
+    let verdicts: Vec<_> = text.lines().filter(|line| line.ends_with(" predicted")).collect();
     assert_eq!(verdicts.len(), 5, "{text}");
     for verdict in verdicts {
         // Only the polite one asks for no more than it may.
-        assert_eq!(verdict.contains("of polite"), !verdict.contains("NOT"), "{verdict}");
+        let word = if verdict.contains("of polite") { "as predicted" } else { "MORE than" };
+        assert!(verdict.contains(word), "{verdict}");
     }
 }
 
