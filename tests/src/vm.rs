@@ -2,8 +2,8 @@
 //!
 //! The machine is QEMU with software emulation, its disk an initramfs made of busybox, a few
 //! kernel modules, the agent and the test's own executable; the test is started again in there.
-//! What it needs is named by the environment (`cargo xtask test --vm` brings it). It refuses to
-//! know what is tested.
+//! What it needs is named by the environment (`cargo xtask test` brings it, or says why it cannot).
+//! It refuses to know what is tested.
 //!
 //! Time inside is the host's, so load works; speed is a tenth, so nothing can be measured.
 #![allow(
@@ -40,6 +40,8 @@ const LAST_LINES: usize = 80;
 /// Megabytes of its memory. The initramfs takes its size twice while it is unpacked.
 const MEMORY: &str = "2048";
 
+/// Names the kernel to boot.
+const KERNEL: &str = "WEIR_VM_KERNEL";
 /// Set inside.
 const INSIDE: &str = "WEIR_VM_INSIDE";
 /// What the console says when the kernel has started, before its version.
@@ -50,15 +52,17 @@ const OVER: &str = "weir-vm: the test ended with ";
 /// What Debian's cloud kernel has as modules and the lab needs.
 const MODULES: [&str; 4] = ["veth", "sch_ingress", "cls_bpf", "tun"];
 
-/// Runs `work` in a virtual machine, or skips the test where none was asked for.
+/// Runs `work` in a virtual machine, or skips the test where there is none.
 ///
 /// `test` is the test's name, as `module::name`, with its crate's name first.
 pub fn inside(test: &str, work: impl FnOnce()) {
     if env::var_os(INSIDE).is_some() {
         return work();
     }
-    if env::var_os("WEIR_TEST_VM").is_none_or(|value| value != "1") {
-        return skip(test, "it boots another kernel: run `cargo xtask test --vm`");
+    if env::var_os(KERNEL).is_none() {
+        let reason = env::var("WEIR_VM_LACKS");
+        let reason = reason.as_deref().unwrap_or("run `cargo xtask test`");
+        return skip(test, &format!("it boots another kernel: {reason}"));
     }
     let started = Instant::now();
     let (end, console) = boot(test);
@@ -82,7 +86,7 @@ pub fn inside(test: &str, work: impl FnOnce()) {
 /// Starts the machine and waits for its end, `None` if that does not come; with all that its
 /// console said.
 fn boot(test: &str) -> (Option<ExitStatus>, Vec<String>) {
-    let kernel = named("WEIR_VM_KERNEL");
+    let kernel = named(KERNEL);
     // Two machines on one host would starve each other.
     let lock = File::create(kernel.with_file_name("machine.lock")).expect("make a lock file");
     lock.lock().expect("wait for another machine's end");
@@ -130,7 +134,7 @@ fn has_started(console: &[String]) -> bool {
 /// A file that the environment names.
 fn named(variable: &str) -> PathBuf {
     let Some(path) = env::var_os(variable).map(PathBuf::from) else {
-        panic!("{variable} is not set: run `cargo xtask test --vm`");
+        panic!("{variable} is not set: run `cargo xtask test`");
     };
     assert!(path.exists(), "{variable} names {}, which is not there", path.display());
     path

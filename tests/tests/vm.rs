@@ -1,7 +1,7 @@
 //! The oldest kernel that is supported, Linux 6.1: its verifier, and interfaces without TCX, where
 //! programs are clsact filters.
 //!
-//! Each test boots it and goes on inside; needs `cargo xtask test --vm`.
+//! Each test boots it and goes on inside; needs what `cargo xtask test` brings.
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,

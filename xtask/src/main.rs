@@ -76,9 +76,9 @@ enum Task {
     },
     /// Build, then run all tests
     Test {
-        /// Also those that boot another kernel in QEMU
+        /// Leave out those that boot another kernel in QEMU
         #[arg(long)]
-        vm: bool,
+        no_vm: bool,
         /// For the test runner: filters and options
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
@@ -106,9 +106,9 @@ enum Task {
     },
     /// What CI runs: formatting, lints, licences of dependencies, then the tests
     Ci {
-        /// Also the tests that boot another kernel in QEMU
+        /// Leave out the tests that boot another kernel in QEMU
         #[arg(long)]
-        vm: bool,
+        no_vm: bool,
     },
 }
 
@@ -150,8 +150,8 @@ fn run(Cli { consent, task }: Cli) -> Result<bool> {
             build::all(workspace)?;
             start::agent(workspace, node_file.as_deref(), &args)?;
         }
-        Task::Test { vm, args } => {
-            return test(workspace, consent, &Selection { vm, args }, || Ok(()));
+        Task::Test { no_vm, args } => {
+            return test(workspace, consent, &Selection { no_vm, args }, || Ok(()));
         }
         Task::Bench { args } => {
             want(&[packages::BENCH], true)?;
@@ -171,8 +171,8 @@ fn run(Cli { consent, task }: Cli) -> Result<bool> {
             install::install(workspace, &place)?;
         }
         Task::Uninstall { place } => install::uninstall(&place)?,
-        Task::Ci { vm } => {
-            let selection = Selection { vm, args: Vec::new() };
+        Task::Ci { no_vm } => {
+            let selection = Selection { no_vm, args: Vec::new() };
             return test(workspace, consent, &selection, || check::all(workspace));
         }
     }

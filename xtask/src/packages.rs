@@ -66,6 +66,9 @@ pub(crate) const BENCH: &[Need] = &[
     need("iperf3", Probe::Command("iperf3"), "bulk traffic"),
 ];
 
+/// How long apt may fetch: lists, or one package with what it depends on.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// Of the needs, those not met; each once, in order.
 pub(crate) fn missing(needs: &[Need], is_met: impl Fn(&Need) -> bool) -> Vec<Need> {
     let mut seen = BTreeSet::new();
@@ -111,7 +114,20 @@ pub(crate) fn install(needs: &[Need]) -> Result<()> {
 }
 
 fn apt_get() -> Command {
-    let mut command = Command::new("apt-get");
+    with_options(Command::new("apt-get"))
+}
+
+/// For what only fetches, and so may be broken off. apt gives up on a mirror that says nothing,
+/// and not on one that says a byte now and then.
+fn apt_get_in_time() -> Command {
+    let mut command = Command::new("timeout");
+    // In the foreground, or Ctrl-C would not reach it.
+    command.args(["--foreground", "--verbose", "--kill-after=10"]);
+    command.arg(PATIENCE.as_secs().to_string()).arg("apt-get");
+    with_options(command)
+}
+
+fn with_options(mut command: Command) -> Command {
     // Another xtask, or unattended-upgrades, may hold the lock.
     command.args(["-qq", "-o", "DPkg::Lock::Timeout=120"]);
     command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
@@ -137,7 +153,7 @@ pub(crate) fn update() -> Result<()> {
     say::note("apt-get update");
     let patience = Instant::now() + Duration::from_secs(120);
     loop {
-        match read(apt_get().arg("update")) {
+        match read(apt_get_in_time().arg("update")) {
             Ok(_) => return Ok(()),
             Err(error)
                 if error.to_string().contains("Could not get lock")
@@ -201,7 +217,7 @@ pub(crate) fn unpack(package: &str, closure: Closure, folder: &Path) -> Result<(
     fs::create_dir_all(debs.join("partial"))
         .with_context(|| format!("cannot create {}", debs.display()))?;
     let fetch = || {
-        let mut command = apt_get();
+        let mut command = apt_get_in_time();
         // As root apt fetches as the user _apt, who may not write to a checkout. No lock, because
         // apt's own state is not written.
         command.current_dir(&debs).args(["-o", "APT::Sandbox::User=root"]);

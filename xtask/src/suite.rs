@@ -1,7 +1,9 @@
 //! Runs all tests and says truly how it ended. Knows the runners, not the tests.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     io::{self, BufRead as _, BufReader, IsTerminal as _, Read, Write},
     path::PathBuf,
     process::{self, Command, Stdio},
@@ -21,8 +23,8 @@ use crate::{
 
 /// What to run.
 pub(crate) struct Selection {
-    /// The suite that boots another kernel, too.
-    pub(crate) vm: bool,
+    /// Without the suite that boots another kernel.
+    pub(crate) no_vm: bool,
     /// What to hand to the runner.
     pub(crate) args: Vec<String>,
 }
@@ -36,13 +38,14 @@ pub(crate) fn run(workspace: &Workspace, consent: Consent, selection: &Selection
         );
     }
     let skip_file = SkipFile::new(workspace)?;
-    let mut environment = vec![
-        ("WEIR_SKIP_FILE".to_owned(), skip_file.0.clone()),
+    let mut environment: Vec<(&str, OsString)> = vec![
+        ("WEIR_SKIP_FILE", skip_file.0.clone().into()),
         // For tests that start the agent as users do.
-        ("WEIR_BIN".to_owned(), workspace.weir_for_tests()),
+        ("WEIR_BIN", workspace.weir_for_tests().into()),
     ];
-    if selection.vm {
-        environment.extend(vm::prepare(workspace, consent)?);
+    let packages = packages(&selection.args);
+    if packages.is_empty() || packages.contains(&vm::SUITE) {
+        environment.extend(vm::environment(workspace, consent, selection.no_vm));
     }
 
     let nextest = read(workspace.cargo().args(["nextest", "--version"])).is_ok();
@@ -79,6 +82,21 @@ pub(crate) fn run(workspace: &Workspace, consent: Consent, selection: &Selection
     Ok(good && total.failed == 0)
 }
 
+/// The packages that are named for the runner: `-p x`, `-px`, `--package x` or `--package=x`.
+fn packages(args: &[String]) -> Vec<&str> {
+    let mut args = args.iter().map(String::as_str).take_while(|arg| *arg != "--");
+    let mut packages = Vec::new();
+    while let Some(arg) = args.next() {
+        let written = arg.strip_prefix("--package").or_else(|| arg.strip_prefix("-p"));
+        match written {
+            Some("") => packages.extend(args.next()),
+            Some(name) => packages.push(name.trim_start_matches('=')),
+            None => {}
+        }
+    }
+    packages
+}
+
 fn tests(workspace: &Workspace, runner: Runner, args: &[String]) -> Command {
     let mut command = workspace.cargo();
     match runner {
@@ -90,7 +108,7 @@ fn tests(workspace: &Workspace, runner: Runner, args: &[String]) -> Command {
         command.args(["--color", "always"]);
     }
     // Who names packages wants those and no others.
-    if !args.iter().any(|arg| arg.starts_with("-p") || arg.starts_with("--package")) {
+    if packages(args).is_empty() {
         // Without its own compiler the BPF crate does not build for the host.
         command.args(["--workspace", "--exclude", "weir-ebpf"]);
     }
@@ -165,5 +183,18 @@ impl Drop for SkipFile {
         if let Err(error) = fs::remove_file(&self.0) {
             say::note(format!("cannot remove {}: {error}", self.0.display()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_found_however_they_are_written() {
+        let words = "-E all() -p a -pb --package c --package=d -- -p e";
+        let args: Vec<String> = words.split(' ').map(str::to_owned).collect();
+        assert_eq!(packages(&args), ["a", "b", "c", "d"]);
+        assert!(packages(&["--test".to_owned(), "netns".to_owned()]).is_empty());
     }
 }

@@ -1,11 +1,16 @@
 //! Brings what the suite needs to boot another kernel: Debian's cloud kernel with its modules, a
 //! static busybox, and QEMU. All of it is unpacked into the target folder and nothing is
 //! installed, so that no package of the machine has to give way. Booting is the tests' task.
+//!
+//! A machine that cannot have all this is no worse for it: the tests are told why, and skip.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -15,8 +20,11 @@ use crate::{
     packages::{self, Closure},
     say,
     setup::Consent,
-    workspace::Workspace,
+    workspace::{Workspace, read},
 };
+
+/// The package of the tests that need it.
+pub(crate) const SUITE: &str = "weir-tests";
 
 const KERNEL_META: &str = "linux-image-cloud-amd64";
 const QEMU: &str = "qemu-system-x86_64";
@@ -30,10 +38,34 @@ struct Files {
     qemu: PathBuf,
 }
 
-/// Makes sure of the files and returns the environment that tells the tests about them.
-pub(crate) fn prepare(workspace: &Workspace, consent: Consent) -> Result<Vec<(String, PathBuf)>> {
+/// What tells the tests where everything is, or why it is not.
+pub(crate) fn environment(
+    workspace: &Workspace,
+    consent: Consent,
+    unwanted: bool,
+) -> Vec<(&'static str, OsString)> {
+    let reason = if unwanted {
+        "--no-vm was given".to_owned()
+    } else {
+        match prepare(workspace, consent) {
+            Ok(environment) => return environment.map(|(name, path)| (name, path.into())).into(),
+            Err(error) => one_line(&error),
+        }
+    };
+    say::step("test", format!("no other kernel is booted: {reason}"));
+    vec![("WEIR_VM_LACKS", reason.into())]
+}
+
+/// An error as a reason in a list: of what a command wrote, its first line.
+fn one_line(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// Makes sure of the files.
+fn prepare(workspace: &Workspace, consent: Consent) -> Result<[(&'static str, PathBuf); 4]> {
     if env::consts::ARCH != "x86_64" {
-        bail!("--vm boots a kernel for x86_64, and this machine is {}", env::consts::ARCH);
+        bail!("the kernel is for x86_64, and this machine is {}", env::consts::ARCH);
     }
     let folder = workspace.target.join("vm");
     let files = Files {
@@ -47,10 +79,10 @@ pub(crate) fn prepare(workspace: &Workspace, consent: Consent) -> Result<Vec<(St
         let list = list.join(", ");
         let host = Host::look();
         if consent.no_install {
-            bail!("--vm needs {list} from Debian, and --no-install was given");
+            bail!("it needs {list} from Debian, and --no-install was given");
         }
         if !host.debian {
-            bail!("--vm takes {list} from Debian's mirrors by apt-get, and this is {}", host.name);
+            bail!("it takes {list} from Debian's mirrors by apt-get, and this is {}", host.name);
         }
         say::step("test", format!("unpacking into {}:", files.unpacked.display()));
         for (package, why) in missing {
@@ -60,17 +92,16 @@ pub(crate) fn prepare(workspace: &Workspace, consent: Consent) -> Result<Vec<(St
     }
     let modules = modules(&files.unpacked)?;
     let version = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    say::step("test", format!("the VM boots Linux {version}"));
     let qemu = host::which_all(QEMU).into_iter().next().unwrap_or(files.qemu);
+    // Whether it finds its libraries here.
+    read(Command::new(&qemu).arg("--version"))?;
+    say::step("test", format!("the VM boots Linux {version}"));
     Ok([
-        ("WEIR_TEST_VM", PathBuf::from("1")),
         ("WEIR_VM_QEMU", qemu),
         ("WEIR_VM_KERNEL", files.kernel),
         ("WEIR_VM_MODULES", modules),
         ("WEIR_VM_BUSYBOX", files.unpacked.join("bin/busybox")),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into())
+    ])
 }
 
 /// The packages that were not unpacked yet, and what each is for.
@@ -138,4 +169,17 @@ fn last_of(folder: &Path, prefix: &str) -> Result<PathBuf> {
         .collect();
     found.sort();
     found.pop().with_context(|| format!("there is no {prefix}* in {}", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn a_reason_is_one_line() {
+        let error = anyhow!("E: no route\nE: no file").context("`apt-get` failed");
+        assert_eq!(one_line(&error), "`apt-get` failed: E: no route");
+    }
 }
