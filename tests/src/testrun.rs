@@ -45,7 +45,7 @@ pub const DAY: u64 = 86_400 * SECOND;
 /// The interface that the kernel says the packets come from: the loopback.
 pub const LOOPBACK: u32 = 1;
 
-/// The object, unless `WEIR_EBPF_OBJECT` names another: where `cargo xtask build` leaves it.
+/// Where `cargo xtask build` leaves the object.
 const OBJECT: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/bpfel-unknown-none/release/weir-ebpf");
 
@@ -177,12 +177,17 @@ pub struct Programs {
     tallies: Tallies,
 }
 
+/// The object: what `WEIR_EBPF_OBJECT` names, else what was built last.
+pub fn object() -> PathBuf {
+    env::var_os("WEIR_EBPF_OBJECT").map_or_else(|| OBJECT.into(), PathBuf::from)
+}
+
 /// Loads the programs, or notes why `test` is skipped.
 ///
 /// # Panics
 /// When the kernel refuses them for another reason than a missing privilege.
 pub fn load_or_skip(test: &str, globals: Globals) -> Option<Programs> {
-    let object = env::var_os("WEIR_EBPF_OBJECT").map_or_else(|| OBJECT.into(), PathBuf::from);
+    let object = object();
     if !object.is_file() {
         let reason = format!("no BPF object at {}: run `cargo xtask build`", object.display());
         weir::lab::skip(test, &reason);

@@ -1,7 +1,8 @@
-//! Another kernel: a test that goes on inside a virtual machine.
+//! Another kernel: a test, or a whole suite, that goes on inside a virtual machine.
 //!
 //! The machine is QEMU with software emulation, its disk an initramfs made of busybox, a few
-//! kernel modules, the agent and the test's own executable; the test is started again in there.
+//! kernel modules, the agent, the BPF object and the test's own executable, which is started again
+//! in there.
 //! What it needs is named by the environment (`cargo xtask test` brings it, or says why it cannot).
 //! It refuses to know what is tested.
 //!
@@ -27,10 +28,11 @@ use std::{
 
 use weir::lab::skip;
 
-use crate::agent;
+use crate::{agent, testrun};
 
-/// How long a test may take inside, the kernel's start included.
+/// How long a test may take inside, the kernel's start included; and how long a suite may.
 const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE_WITH_ALL: Duration = Duration::from_secs(600);
 /// How long the kernel may take to start, and how often it is tried: under emulation a start hangs
 /// now and then, before the kernel's first word.
 const START: Duration = Duration::from_secs(60);
@@ -52,22 +54,56 @@ const OVER: &str = "weir-vm: the test ended with ";
 /// What Debian's cloud kernel has as modules and the lab needs.
 const MODULES: [&str; 4] = ["veth", "sch_ingress", "cls_bpf", "tun"];
 
+/// What goes on inside.
+#[derive(Clone, Copy, Debug)]
+struct Part<'a> {
+    /// The test that started the machine.
+    test: &'a str,
+    /// Whether it goes on itself, or all other tests of its executable run.
+    others: bool,
+}
+
+impl Part<'_> {
+    /// What selects it from its executable.
+    fn arguments(self) -> String {
+        // The harness knows a test without its crate.
+        let test = self.test.split_once("::").map_or(self.test, |(_, name)| name);
+        let how = if self.others { "--skip" } else { "--nocapture" };
+        format!("--exact {how} {test}")
+    }
+
+    const fn patience(self) -> Duration {
+        if self.others { PATIENCE_WITH_ALL } else { PATIENCE }
+    }
+}
+
 /// Runs `work` in a virtual machine, or skips the test where there is none.
 ///
 /// `test` is the test's name, as `module::name`, with its crate's name first.
 pub fn inside(test: &str, work: impl FnOnce()) {
-    if env::var_os(INSIDE).is_some() {
-        return work();
-    }
+    if env::var_os(INSIDE).is_some() { work() } else { outside(Part { test, others: false }) }
+}
+
+/// Runs all tests of this executable in a virtual machine, save this one, or skips it where there
+/// is none.
+pub fn all_others_inside(test: &str) {
+    outside(Part { test, others: true });
+}
+
+fn outside(part: Part<'_>) {
+    let test = part.test;
     if env::var_os(KERNEL).is_none() {
         let reason = env::var("WEIR_VM_LACKS");
         let reason = reason.as_deref().unwrap_or("run `cargo xtask test`");
         return skip(test, &format!("it boots another kernel: {reason}"));
     }
     let started = Instant::now();
-    let (end, console) = boot(test);
+    let (end, console) = boot(part);
     let verdict = console.iter().find_map(|line| line.split_once(OVER)).map(|(_, code)| code);
     if verdict.is_some_and(|code| code.trim() == "0") {
+        // What the suite inside was like.
+        let sums = console.iter().filter(|line| line.starts_with("test result: "));
+        sums.for_each(|line| println!("{line}"));
         println!("{test}: {:.1} s in the virtual machine", started.elapsed().as_secs_f64());
         return;
     }
@@ -77,7 +113,7 @@ pub fn inside(test: &str, work: impl FnOnce()) {
         (None, None) if !has_started(&console) => {
             format!("the kernel did not start within {} s, {STARTS} times", START.as_secs())
         }
-        (None, None) => format!("it did not end within {} s", PATIENCE.as_secs()),
+        (None, None) => format!("it did not end within {} s", part.patience().as_secs()),
     };
     let last = &console[console.len().saturating_sub(LAST_LINES)..];
     panic!("{test}, in the virtual machine: {why}; the console's end:\n{}", last.join("\n"));
@@ -85,27 +121,31 @@ pub fn inside(test: &str, work: impl FnOnce()) {
 
 /// Starts the machine and waits for its end, `None` if that does not come; with all that its
 /// console said.
-fn boot(test: &str) -> (Option<ExitStatus>, Vec<String>) {
+fn boot(part: Part<'_>) -> (Option<ExitStatus>, Vec<String>) {
     let kernel = named(KERNEL);
     // Two machines on one host would starve each other.
     let lock = File::create(kernel.with_file_name("machine.lock")).expect("make a lock file");
     lock.lock().expect("wait for another machine's end");
-    let disk = Disk::new(kernel.with_file_name("initramfs"), test);
+    let disk = Disk::new(kernel.with_file_name("initramfs"), part);
     let mut tries = 1;
     loop {
         let (console, machine_end) = io::pipe().expect("make a pipe");
         let machine = Machine::start(&kernel, &disk, machine_end);
-        let (end, console) = watch(machine, console);
+        let (end, console) = watch(machine, console, part.patience());
         if end.is_some() || has_started(&console) || tries == STARTS {
             return (end, console);
         }
-        println!("{test}: the virtual machine did not start; once more");
+        println!("{}: the virtual machine did not start; once more", part.test);
         tries += 1;
     }
 }
 
 /// Listens to a machine until it ends, or until it takes too long, and then ends it.
-fn watch(mut machine: Machine, console: PipeReader) -> (Option<ExitStatus>, Vec<String>) {
+fn watch(
+    mut machine: Machine,
+    console: PipeReader,
+    patience: Duration,
+) -> (Option<ExitStatus>, Vec<String>) {
     let started = Instant::now();
     let (sender, lines) = mpsc::channel();
     thread::spawn(move || {
@@ -116,7 +156,7 @@ fn watch(mut machine: Machine, console: PipeReader) -> (Option<ExitStatus>, Vec<
     });
     let mut console = Vec::new();
     loop {
-        let patience = if has_started(&console) { PATIENCE } else { START };
+        let patience = if has_started(&console) { patience } else { START };
         match lines.recv_timeout(patience.saturating_sub(started.elapsed())) {
             Ok(line) => console.push(line),
             Err(RecvTimeoutError::Timeout) => return (None, console),
@@ -185,7 +225,7 @@ fn die_with_parent() -> io::Result<()> {
 struct Disk(PathBuf);
 
 impl Disk {
-    fn new(path: PathBuf, test: &str) -> Self {
+    fn new(path: PathBuf, part: Part<'_>) -> Self {
         let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path);
         let file = file.expect("make the initramfs");
         // From here on it is removed.
@@ -197,12 +237,13 @@ impl Disk {
         archive.file("bin/busybox", &named("WEIR_VM_BUSYBOX"));
         archive.program("bin/weir", &agent::binary());
         archive.program("bin/test", &env::current_exe().expect("find this executable"));
+        archive.file("lib/weir-ebpf", &testrun::object());
         let modules = modules(&named("WEIR_VM_MODULES"));
         for (name, path) in &modules {
             archive.file(&format!("lib/modules/{name}.ko"), path);
         }
         let modules: Vec<&str> = modules.iter().map(|(name, _)| *name).collect();
-        archive.entry("init", 0o100_755, init(test, &modules).as_bytes());
+        archive.entry("init", 0o100_755, init(part, &modules).as_bytes());
         archive.entry("TRAILER!!!", 0, &[]);
         disk
     }
@@ -215,9 +256,8 @@ impl Drop for Disk {
 }
 
 /// What the kernel starts.
-fn init(test: &str, modules: &[&str]) -> String {
-    // The harness knows a test without its crate.
-    let test = test.split_once("::").map_or(test, |(_, name)| name);
+fn init(part: Part<'_>, modules: &[&str]) -> String {
+    let arguments = part.arguments();
     let modules = modules.join(" ");
     format!(
         "#!/bin/busybox sh\n\
@@ -232,7 +272,8 @@ fn init(test: &str, modules: &[&str]) -> String {
          mount -t bpf bpf /sys/fs/bpf\n\
          for module in {modules}; do insmod /lib/modules/$module.ko; done\n\
          ip link set lo up\n\
-         {INSIDE}=1 WEIR_BIN=/bin/weir /bin/test --exact {test} --nocapture 2>&1\n\
+         export {INSIDE}=1 WEIR_BIN=/bin/weir WEIR_EBPF_OBJECT=/lib/weir-ebpf\n\
+         /bin/test {arguments} 2>&1\n\
          code=$?\n\
          [ $code = 0 ] || dmesg | tail -n 20\n\
          echo '{OVER}'$code\n\

@@ -47,6 +47,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use weir_tests::{
     packet::Packet,
     testrun::{LOOPBACK, Policy, Programs},
+    vm,
 };
 
 const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
@@ -82,4 +83,12 @@ fn serve_at(programs: &mut Programs, slot: u32, policy: &Policy) {
     programs.at_interface(LOOPBACK, slot);
     programs.at_address(SERVER_V4, slot);
     programs.at_address(SERVER_V6, slot);
+}
+
+/// All of the above on Linux 6.1: its verifier, its compiler, its helpers.
+#[test]
+fn the_oldest_kernel_decides_the_same() {
+    fn here() {}
+    let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
+    vm::all_others_inside(test);
 }
