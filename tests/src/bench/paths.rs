@@ -5,10 +5,9 @@
 //! writes the frame anew where the path rewrites it. So the difference is the path, and what the
 //! source costs is in neither.
 //!
-//! A test run is kinder than life: caches and branch predictors are warm, nobody else is on the
-//! CPU. Where new connections are remembered, the memory is cleared before every batch, and a batch
-//! is small enough for it, so that what is timed is a claim of a free place, as it is below
-//! 20 000 new connections a second.
+//! A test run is kinder than life: nobody else needs the caches and the branch predictor. The memory
+//! of handshakes is cleared before every batch, and a batch is small enough for it: what is timed is
+//! a claim of a free place, as it is below 20 000 new connections a second.
 
 use std::{
     env,
@@ -31,7 +30,7 @@ use weir_tests::{
 use super::{
     bpf::{self, Code, Kind, Mapped, TC_NEXT, TC_REDIRECT, TC_SHOT, XDP_DROP, XDP_PASS, XDP_TX},
     estimate::{Estimate, in_turns},
-    frame::{self, Frames, Vary},
+    frame::{self, Frames, Source, Vary},
     report::{Report, Target},
 };
 
@@ -77,8 +76,6 @@ struct Path {
     /// What the program must return.
     code: i32,
     most_ns: Option<f64>,
-    /// Whether it remembers every frame's connection.
-    remembers: bool,
 }
 
 /// What a connection and its packets cost more with the programs attached, ns.
@@ -114,7 +111,7 @@ pub(crate) fn run(report: &mut Report, rounds: usize) -> Result<Added> {
     }
     report.note(
         "paths are nanoseconds over an empty program of the same type, both behind the same source \
-         of frames; caches are warm",
+         of frames",
     );
     measure(report, &mut programs, paths(), rounds)
 }
@@ -132,11 +129,31 @@ fn measure(
     paths: Vec<Path>,
     rounds: usize,
 ) -> Result<Added> {
+    spend_sources(programs)?;
+    // Another copy, in which no workload is anywhere.
+    let strangers = load()?;
     let mut pending = pending(programs)?;
+    let mut contests = Vec::with_capacity(paths.len());
+    for path in &paths {
+        let programs = if path.slot.is_some() { &*programs } else { &strangers };
+        contests.push(Contest::new(programs, path)?);
+    }
+    // All paths take turns, each next to its empty program: how fast the machine is just now
+    // weighs on all of them alike.
+    let samples = in_turns(rounds, paths.len(), |number| {
+        let path = &paths[number];
+        if let Some(slot) = path.slot {
+            programs.at_interface(LOOPBACK, slot as u32);
+            programs.at_address(SERVER_V4, slot as u32);
+            programs.at_address(SERVER_V6, slot as u32);
+        }
+        contests[number]
+            .round(&mut pending)
+            .with_context(|| format!("cannot measure {:?}", path.name))
+    })?;
     let (mut admitted, mut inbound, mut outbound) = (None, None, None);
-    for path in paths {
-        let cost = cost(programs, &path, &mut pending, rounds)
-            .with_context(|| format!("cannot measure {:?}", path.name))?;
+    for (path, samples) in paths.iter().zip(&samples) {
+        let cost = Estimate::median(samples);
         match path.name {
             ADMITTED => admitted = cost,
             INBOUND => inbound = cost,
@@ -153,6 +170,48 @@ fn measure(
             Ok(Added { admitted, inbound, outbound })
         }
         _ => bail!("the paths of a connection were not measured"),
+    }
+}
+
+/// A path and an empty program, each behind the same source of frames.
+struct Contest {
+    sources: [Source; 2],
+    codes: [i32; 2],
+    packet: Vec<u8>,
+    /// Who runs first; they change.
+    first: usize,
+}
+
+impl Contest {
+    fn new(programs: &Programs, path: &Path) -> Result<Self> {
+        let kind = if path.which == Which::Uplink { Kind::Xdp } else { Kind::Tc };
+        let empty = bpf::returning(kind, kind.pass())?;
+        Ok(Self {
+            sources: [
+                path.frames.before(kind, program(programs, path.which)?)?,
+                path.frames.before(kind, empty.as_fd())?,
+            ],
+            codes: [path.code, kind.pass()],
+            packet: path.frames.bytes().to_vec(),
+            first: 0,
+        })
+    }
+
+    /// What the path took longer than the empty program, ns.
+    fn round(&mut self, pending: &mut Mapped) -> Result<f64> {
+        let mut times = [0.0; 2];
+        for contender in [self.first, 1 - self.first] {
+            // Handshakes of other paths, and of the last round.
+            pending.clear();
+            let program = self.sources[contender].program.as_fd();
+            let ran = bpf::test_run(program, &self.packet, BATCH)?;
+            if ran.code != self.codes[contender] {
+                bail!("the program returned {} instead of {}", ran.code, self.codes[contender]);
+            }
+            times[contender] = ran.each.as_nanos() as f64;
+        }
+        self.first = 1 - self.first;
+        Ok(times[0] - times[1])
     }
 }
 
@@ -207,16 +266,30 @@ fn serve(programs: &mut Programs) {
     give(programs, Slot::DropsPerSource, both(rules));
 }
 
+/// Lets every source spend its only token.
+fn spend_sources(programs: &mut Programs) -> Result<()> {
+    programs.at_interface(LOOPBACK, Slot::DropsPerSource as u32);
+    let frames = many_sources();
+    let source = frames.before(Kind::Tc, program(programs, Which::HostIn)?)?;
+    bpf::test_run(source.program.as_fd(), frames.bytes(), SOURCES * 2)?;
+    Ok(())
+}
+
+/// SYNs from [`SOURCES`] clients.
+fn many_sources() -> Frames {
+    let packet = Packet::syn(Ipv4Addr::new(198, 18, 0, 0), SERVER_V4);
+    Frames::syns(&packet, Vary::Sources(SOURCES))
+}
+
 fn paths() -> Vec<Path> {
     use Which::{HostIn, HostOut, Uplink};
 
     let v4 = Packet::syn(CLIENT_V4, SERVER_V4);
     let v6 = Packet::syn(CLIENT_V6, SERVER_V6);
-    let many = v4.clone().with(|packet| packet.source = Ipv4Addr::new(198, 18, 0, 0).into());
     let syn = Frames::syns(&v4, Vary::Connection);
     let syn_v6 = Frames::syns(&v6, Vary::Connection);
     let same = Frames::syns(&v4, Vary::Nothing);
-    let sources = Frames::syns(&many, Vary::Sources(SOURCES));
+    let sources = many_sources();
     let data = |packet: &Packet| {
         Frames::of(
             packet
@@ -237,23 +310,20 @@ fn paths() -> Vec<Path> {
         slot,
         code,
         most_ns: None,
-        remembers: false,
     };
     let pass =
         |name, which, frames: &Frames, slot: Slot| row(name, which, frames, Some(slot), TC_NEXT);
     let within = |most_ns, path: Path| Path { most_ns: Some(most_ns), ..path };
-    let new = |path: Path| Path { remembers: true, ..path };
     let rewritten = |path: Path| Path { frames: path.frames.whole(), ..path };
     let xdp = |name, frames: &Frames, slot, code| row(name, Uplink, frames, slot, code);
     vec![
-        // Before any workload is at the interface or an address.
         row("tc in: SYN, no workload here", HostIn, &syn, None, TC_NEXT),
         xdp("xdp: SYN to nobody here", &syn, None, XDP_PASS),
-        within(ADMIT_NS, new(pass(ADMITTED, HostIn, &syn, Slot::Admits))),
-        new(pass("tc in: SYN admitted, by a port's limit", HostIn, &syn, Slot::AdmitsByPort)),
-        new(pass("tc in: SYN admitted, IPv6", HostIn, &syn_v6, Slot::Admits)),
-        new(pass("tc in: SYN admitted, per source too", HostIn, &sources, Slot::AdmitsPerSource)),
-        new(pass("tc out: SYN admitted", HostOut, &syn, Slot::Admits)),
+        within(ADMIT_NS, pass(ADMITTED, HostIn, &syn, Slot::Admits)),
+        pass("tc in: SYN admitted, by a port's limit", HostIn, &syn, Slot::AdmitsByPort),
+        pass("tc in: SYN admitted, IPv6", HostIn, &syn_v6, Slot::Admits),
+        pass("tc in: SYN admitted, per source too", HostIn, &sources, Slot::AdmitsPerSource),
+        pass("tc out: SYN admitted", HostOut, &syn, Slot::Admits),
         pass("tc in: SYN repeated", HostIn, &same, Slot::Admits),
         pass("tc in: SYN, no rule for it", HostIn, &syn, Slot::NoRules),
         row("tc in: SYN refused, drop", HostIn, &syn, Some(Slot::Drops), TC_SHOT),
@@ -276,47 +346,6 @@ fn paths() -> Vec<Path> {
         within(OTHER_NS, xdp("xdp: TCP, not a SYN", &segment, Some(Slot::Admits), XDP_PASS)),
         xdp("xdp: UDP", &datagram, Some(Slot::Admits), XDP_PASS),
     ]
-}
-
-/// What a path costs over an empty program.
-fn cost(
-    programs: &mut Programs,
-    path: &Path,
-    pending: &mut Mapped,
-    rounds: usize,
-) -> Result<Option<Estimate>> {
-    if let Some(slot) = path.slot {
-        programs.at_interface(LOOPBACK, slot as u32);
-        programs.at_address(SERVER_V4, slot as u32);
-        programs.at_address(SERVER_V6, slot as u32);
-    }
-    // What another path remembered of the same connections is forgotten.
-    programs.forget();
-    pending.clear();
-    let kind = if path.which == Which::Uplink { Kind::Xdp } else { Kind::Tc };
-    let empty = bpf::returning(kind, kind.pass())?;
-    let sources = [
-        path.frames.before(kind, program(programs, path.which)?)?,
-        path.frames.before(kind, empty.as_fd())?,
-    ];
-    let codes = [path.code, kind.pass()];
-    if matches!(path.slot, Some(Slot::DropsPerSource)) {
-        // Every source spends its only token at TC first: the uplink spends nothing.
-        let first = path.frames.before(Kind::Tc, program(programs, Which::HostIn)?)?;
-        bpf::test_run(first.program.as_fd(), path.frames.bytes(), SOURCES * 2)?;
-    }
-    let times = in_turns(rounds, sources.len(), |contender| {
-        if path.remembers {
-            pending.clear();
-        }
-        let program = sources[contender].program.as_fd();
-        let ran = bpf::test_run(program, path.frames.bytes(), BATCH)?;
-        if ran.code != codes[contender] {
-            bail!("the program returned {} instead of {}", ran.code, codes[contender]);
-        }
-        Ok(ran.each.as_nanos() as f64)
-    })?;
-    Ok(Estimate::difference(&times[0], &times[1]))
 }
 
 /// The time of an empty program, and what reading the clock adds to it.
