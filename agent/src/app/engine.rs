@@ -405,12 +405,14 @@ impl Engine {
                 continue;
             }
             match self.datapath.shadow_until(known.identity, until) {
-                Ok(true) => {
-                    info!(workload = known.name, seconds = pause.seconds, "audit: pause");
-                    names.push(known.name.clone());
-                }
+                // Whoever was asked notes who asked.
+                Ok(true) => names.push(known.name.clone()),
                 Ok(false) => {}
-                Err(problem) => return Err(explain_error(&problem)),
+                Err(problem) => {
+                    let (workloads, seconds) = (&names, pause.seconds);
+                    warn!(?workloads, seconds, "audit: a pause reached these and then failed");
+                    return Err(explain_error(&problem));
+                }
             }
         }
         match (&pause.workload, names.is_empty()) {

@@ -79,6 +79,9 @@ fn a_pause_ends_by_itself() {
     agent.pause("web", 2);
     let status = agent.workload("web");
     assert_eq!(status.condition, "paused");
+    let log = agent.log();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("audit: a pause")).collect();
+    assert!(told.len() == 1 && told[0].contains("web"), "{log}");
     assert!(status.paused_seconds.is_some_and(|seconds| seconds > 0.0 && seconds <= 2.0));
     let (refused, passed) = until_refused(client.namespace(), to);
     assert!(passed > 0);
