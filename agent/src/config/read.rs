@@ -181,7 +181,7 @@ fn boolean(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<bool> {
 }
 
 fn read_uplinks(notes: &mut Notes<'_>, node: &Node) -> List<Uplink> {
-    let mut seen: Vec<Uplink> = Vec::new();
+    let mut seen: BTreeMap<String, Place> = BTreeMap::new();
     items(notes, "uplinks", node, "a list of entries with `interface`", |notes, item| {
         let fields = notes.fields("uplinks", item, &["interface", "xdp"], &[])?;
         let name = fields.read(notes, "interface", interface);
@@ -192,13 +192,13 @@ fn read_uplinks(notes: &mut Notes<'_>, node: &Node) -> List<Uplink> {
         let Field::Good(interface) = name else { return None };
         let uplink =
             Uplink { interface, xdp: xdp.good(XdpMode::default)?, place: notes.place(item.at) };
-        if let Some(first) = seen.iter().find(|first| first.interface == uplink.interface) {
+        if let Some(first) = seen.get(&uplink.interface) {
             let what = format!("the uplink `{}` is listed twice", uplink.interface);
-            let expected = format!("it once: it stands at {} already", first.place);
+            let expected = format!("it once: it stands at {} already", first);
             notes.error(item.at, what, expected);
             return None;
         }
-        seen.push(uplink.clone());
+        seen.insert(uplink.interface.clone(), uplink.place.clone());
         Some(uplink)
     })
 }
@@ -317,9 +317,12 @@ fn read_workloads(
     previous: Option<&NodeFile>,
 ) -> Option<Vec<Workload>> {
     let items = notes.list("workloads", node, "a list of workloads")?;
-    let mut workloads: Vec<Workload> = Vec::new();
+    let previous: Vec<&Workload> = previous.iter().flat_map(|file| &file.workloads).collect();
+    let before: BTreeMap<&str, &Workload> =
+        previous.iter().map(|workload| (workload.name.as_str(), *workload)).collect();
+    let mut workloads = Workloads::default();
     // The names in this file, those of workloads that could not be read included.
-    let mut names: Vec<(String, At)> = Vec::new();
+    let mut names: BTreeMap<String, At> = BTreeMap::new();
     let mut nameless: Option<usize> = None;
     for item in items {
         let first = notes.problems.len();
@@ -327,7 +330,7 @@ fn read_workloads(
             nameless.get_or_insert(first);
             continue;
         };
-        if let Some((_, at)) = names.iter().find(|(known, _)| *known == name) {
+        if let Some(at) = names.get(&name) {
             let expected = format!("another name: `{name}` stands at {} already", notes.place(*at));
             let problem = Problem::error(
                 notes.place(item.at),
@@ -337,35 +340,92 @@ fn read_workloads(
             notes.problems.push(problem.effect("the first one counts"));
             continue;
         }
-        names.push((name.clone(), item.at));
-        let before = previous.and_then(|file| file.workload(&name));
+        names.insert(name.clone(), item.at);
+        let before = before.get(name.as_str()).copied();
         if let Some(workload) = read_workload(notes, &fields, name, before)
-            && is_alone(notes, &workload, &workloads, item.at)
+            && workloads.has_room_for(notes, &workload, item.at)
         {
-            workloads.push(workload);
+            workloads.add(workload);
         }
     }
-    if let (Some(note), Some(previous)) = (nameless, previous) {
-        keep_the_missing(notes, note, &names, previous, &mut workloads);
+    if let Some(note) = nameless {
+        keep_the_missing(notes, note, &names, &previous, &mut workloads);
     }
-    Some(workloads)
+    Some(workloads.list)
+}
+
+/// The workloads read so far, and whose packets they see.
+#[derive(Default)]
+struct Workloads {
+    list: Vec<Workload>,
+    /// Places and addresses, with the number of the workload that has them.
+    places: BTreeMap<(Option<PathBuf>, String), usize>,
+    addresses: BTreeMap<IpAddr, usize>,
+}
+
+impl Workloads {
+    fn add(&mut self, workload: Workload) {
+        let number = self.list.len();
+        self.places.entry(place(&workload)).or_insert(number);
+        for address in &workload.addresses {
+            self.addresses.entry(*address).or_insert(number);
+        }
+        self.list.push(workload);
+    }
+
+    /// The workload that sees the same packets: one interface has one policy.
+    fn at_place_of(&self, workload: &Workload) -> Option<&Workload> {
+        self.list.get(*self.places.get(&place(workload))?)
+    }
+
+    /// The workload that has an address.
+    fn with_address(&self, address: &IpAddr) -> Option<&Workload> {
+        self.list.get(*self.addresses.get(address)?)
+    }
+
+    fn has_room_for(&self, notes: &mut Notes<'_>, workload: &Workload, at: At) -> bool {
+        let name = &workload.name;
+        if let Some(other) = self.at_place_of(workload) {
+            let what =
+                format!("`{name}` has the interface of `{}`: {}", other.name, other.location);
+            let problem = Problem::error(notes.place(at), what, "one workload for each interface");
+            notes.problems.push(problem.effect("the first one counts"));
+            return false;
+        }
+        let shared = workload.addresses.iter().find_map(|address| {
+            let other = self.with_address(address)?;
+            Some(format!("`{name}` has the address of `{}`: {address}", other.name))
+        });
+        if let Some(what) = shared {
+            let problem = Problem::error(notes.place(at), what, "one workload for each address");
+            notes.problems.push(problem.effect("the first one counts"));
+            return false;
+        }
+        true
+    }
+}
+
+/// What tells where a workload's packets are: a namespace other than the host's, and an interface.
+fn place(workload: &Workload) -> (Option<PathBuf>, String) {
+    match &workload.location {
+        Location::Host { interface } => (None, interface.clone()),
+        Location::Namespace { netns, interface, .. } => (Some(netns.path()), interface.clone()),
+    }
 }
 
 /// One of the entries has no name, so it may be any of the workloads that are missing now.
 fn keep_the_missing(
     notes: &mut Notes<'_>,
     note: usize,
-    names: &[(String, At)],
-    previous: &NodeFile,
-    workloads: &mut Vec<Workload>,
+    names: &BTreeMap<String, At>,
+    previous: &[&Workload],
+    workloads: &mut Workloads,
 ) {
     let mut kept = Vec::new();
-    for workload in &previous.workloads {
-        let is_missing = names.iter().all(|(name, _)| *name != workload.name);
-        let is_free = workloads.iter().all(|other| !shares_place(other, workload));
-        if is_missing && is_free {
+    for &workload in previous {
+        if !names.contains_key(&workload.name) && workloads.at_place_of(workload).is_none() {
             kept.push(workload.name.clone());
-            workloads.push(workload.clone());
+            workloads.add(workload.clone());
         }
     }
     if let (false, Some(problem)) = (kept.is_empty(), notes.problems.get_mut(note)) {
@@ -578,38 +638,6 @@ fn bucket(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<Bucket> {
             notes.problems.push(Problem::value(&place, key, &error, scalar.verbatim));
         })
         .ok()
-}
-
-/// Whether two workloads see the same packets: one interface has one policy.
-fn shares_place(one: &Workload, other: &Workload) -> bool {
-    match (&one.location, &other.location) {
-        (Location::Host { interface: a }, Location::Host { interface: b }) => a == b,
-        (
-            Location::Namespace { netns: a, interface: x, .. },
-            Location::Namespace { netns: b, interface: y, .. },
-        ) => x == y && a.path() == b.path(),
-        _ => false,
-    }
-}
-
-fn is_alone(notes: &mut Notes<'_>, workload: &Workload, others: &[Workload], at: At) -> bool {
-    let name = &workload.name;
-    if let Some(other) = others.iter().find(|other| shares_place(other, workload)) {
-        let what = format!("`{name}` has the interface of `{}`: {}", other.name, other.location);
-        let problem = Problem::error(notes.place(at), what, "one workload for each interface");
-        notes.problems.push(problem.effect("the first one counts"));
-        return false;
-    }
-    let shared = workload.addresses.iter().find_map(|address| {
-        let other = others.iter().find(|other| other.addresses.contains(address))?;
-        Some(format!("`{name}` has the address of `{}`: {address}", other.name))
-    });
-    if let Some(what) = shared {
-        let problem = Problem::error(notes.place(at), what, "one workload for each address");
-        notes.problems.push(problem.effect("the first one counts"));
-        return false;
-    }
-    true
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! What is wrong with a file, told once, in the order of the file.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+};
 
 use serde::Serialize;
 
@@ -21,18 +24,19 @@ impl Report {
     /// Gathers what reading, evaluating and compiling found. What was found several times is told
     /// once: where it is known, with what holds in its place.
     pub fn of(reading: &Reading, evaluated: &[Evaluated<'_>], overflows: &[Overflow]) -> Self {
-        let mut problems: Vec<Problem> = Vec::new();
         let found = evaluated.iter().flat_map(|workload| &workload.problems);
-        for problem in found.chain(&reading.problems) {
-            let told = |other: &Problem| other.place == problem.place && other.what == problem.what;
-            if !problems.iter().any(told) {
-                problems.push(problem.clone());
-            }
-        }
+        let mut told = HashSet::new();
+        let mut problems: Vec<Problem> = found
+            .chain(&reading.problems)
+            .filter(|problem| told.insert((&problem.place, &problem.what)))
+            .cloned()
+            .collect();
+        let workloads = &reading.file.workloads;
+        let places: BTreeMap<_, _> =
+            workloads.iter().map(|workload| (&workload.name, &workload.place)).collect();
         for overflow in overflows {
-            let workload = reading.file.workload(&overflow.workload);
-            let Some(place) = workload.map(|workload| workload.place.clone()) else { continue };
-            let mut problem = Problem::error(place, overflow.to_string(), "");
+            let Some(&place) = places.get(&overflow.workload) else { continue };
+            let mut problem = Problem::error(place.clone(), overflow.to_string(), "");
             problem.workload = Some(overflow.workload.clone());
             problems.push(problem);
         }

@@ -1,5 +1,7 @@
 //! What `weir check` says.
 
+use std::time::{Duration, Instant};
+
 use super::*;
 
 fn told(text: &str) -> Vec<String> {
@@ -133,6 +135,33 @@ fn the_examples_of_the_documentation_are_good_files() {
             assert_eq!(check(example, page).to_string(), "", "{example}");
         }
     }
+}
+
+/// What costs the square of its length takes minutes for files as large as these.
+#[test]
+fn a_file_full_of_errors_is_read_in_time() {
+    const MANY: usize = 20_000;
+    let keys: String = (0..MANY).map(|n| format!("    key-{n}: x\n")).collect();
+    let workloads: String = (0..MANY)
+        .map(|n| {
+            let (high, low) = (n >> 8, n & 255);
+            format!(
+                "- {{name: w{n}, netns: n{n}, addresses: [10.0.{high}.{low}], policy: {{x: 1}}}}\n"
+            )
+        })
+        .collect();
+    let uplinks: String = (0..MANY).map(|n| format!("- {{interface: eth{n}, xdp: x}}\n")).collect();
+    let start = Instant::now();
+    for text in [
+        format!("workloads:\n- name: vm\n  netns: vm\n  policy:\n{keys}"),
+        format!("workloads:\n{workloads}"),
+        format!("uplinks:\n{uplinks}"),
+    ] {
+        let report = check(&text, "node.yaml");
+        assert_eq!(report.errors(), MANY);
+    }
+    let elapsed = start.elapsed();
+    assert!(elapsed < Duration::from_secs(20), "{elapsed:?}");
 }
 
 #[test]

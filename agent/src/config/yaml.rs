@@ -6,6 +6,8 @@
 //! is its text. Anchors, aliases, tags and several documents are refused: one file says one thing
 //! in one place.
 
+use std::collections::HashMap;
+
 use granit_parser::{Event, Marker, Parser, ScalarStyle, Span};
 
 /// A place in the file, line and column from 1, columns in characters.
@@ -130,7 +132,14 @@ struct Builder<'a> {
 /// A collection whose end has not come yet.
 enum Open {
     Sequence(At, Vec<Node>),
-    Mapping(At, Vec<(Key, Node)>, Option<Key>),
+    Mapping {
+        at: At,
+        pairs: Vec<(Key, Node)>,
+        /// Where each key stands first: files may have many.
+        first: HashMap<String, At>,
+        /// The key whose value has not come yet.
+        key: Option<Key>,
+    },
 }
 
 impl Builder<'_> {
@@ -158,12 +167,15 @@ impl Builder<'_> {
             }
             Event::Scalar(text, style, _, _) => self.scalar(text, *style, span),
             Event::SequenceStart(..) => self.open(Open::Sequence(at, Vec::new()), at),
-            Event::MappingStart(..) => self.open(Open::Mapping(at, Vec::new(), None), at),
+            Event::MappingStart(..) => {
+                let (pairs, first) = (Vec::new(), HashMap::new());
+                self.open(Open::Mapping { at, pairs, first, key: None }, at)
+            }
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
                 Some(Open::Sequence(at, items)) => {
                     self.value(Node { at, value: Value::Sequence(items) })
                 }
-                Some(Open::Mapping(at, pairs, _)) => {
+                Some(Open::Mapping { at, pairs, .. }) => {
                     self.value(Node { at, value: Value::Mapping(pairs) })
                 }
                 None => Ok(()),
@@ -177,7 +189,7 @@ impl Builder<'_> {
         if self.open.len() >= DEEPEST {
             return broken("this is nested too deeply", "at most 16 levels");
         }
-        if let Some(Open::Mapping(_, _, None)) = self.open.last() {
+        if let Some(Open::Mapping { key: None, .. }) = self.open.last() {
             return broken("a list or mapping stands where a key should", "a key, which is a text");
         }
         self.open.push(collection);
@@ -194,7 +206,7 @@ impl Builder<'_> {
             }
             _ => written,
         };
-        if let Some(Open::Mapping(_, _, key @ None)) = self.open.last_mut() {
+        if let Some(Open::Mapping { key: key @ None, .. }) = self.open.last_mut() {
             *key = Some(Key { at: At::of(span.start), text: text.to_owned() });
             return Ok(());
         }
@@ -211,15 +223,15 @@ impl Builder<'_> {
         match self.open.last_mut() {
             None => self.root = Some(node),
             Some(Open::Sequence(_, items)) => items.push(node),
-            Some(Open::Mapping(_, pairs, key)) => {
+            Some(Open::Mapping { pairs, first, key, .. }) => {
                 // A value without a key cannot come: the first node of a pair became the key.
                 let Some(key) = key.take() else { return Ok(()) };
-                match pairs.iter().find(|(first, _)| first.text == key.text) {
-                    Some((first, _)) => {
-                        let (first, Key { at, text: key }) = (first.at, key);
-                        self.duplicates.push(Duplicate { at, key, first });
-                    }
-                    None => pairs.push((key, node)),
+                if let Some(&first) = first.get(&key.text) {
+                    let Key { at, text: key } = key;
+                    self.duplicates.push(Duplicate { at, key, first });
+                } else {
+                    first.insert(key.text.clone(), key.at);
+                    pairs.push((key, node));
                 }
             }
         }
