@@ -140,9 +140,9 @@ impl Namespace {
                     }
                 }
             }
-            // Room for load: ephemeral ports, and a backlog that never drops a connection that a
-            // limit has admitted.
-            write_setting("ipv4/ip_local_port_range", "10000 65000")?;
+            // Room for load: ephemeral ports (the kernel wants one end even and the other odd), and a
+            // backlog that never drops a connection that a limit has admitted.
+            write_setting("ipv4/ip_local_port_range", "10000 64999")?;
             write_setting("core/somaxconn", "4096")?;
             write_setting("ipv4/tcp_max_syn_backlog", "4096")
         })??;
