@@ -173,21 +173,22 @@ fn control(architecture: &str, glibc: Option<(u32, u32)>, kilobytes: u64) -> Str
     let depends = glibc.map_or_else(String::new, |(major, minor)| {
         format!("Depends: libc6 (>= {major}.{minor})\n")
     });
+    // There is no address to write to, only a place to ask.
+    let repository = env!("CARGO_PKG_REPOSITORY");
     format!(
         "Package: weir\n\
          Version: {VERSION}\n\
          Architecture: {architecture}\n\
-         Maintainer: The Weir authors <weir@weir.dev>\n\
+         Maintainer: The Weir authors <{repository}>\n\
          Installed-Size: {kilobytes}\n\
          {depends}\
          Section: net\n\
          Priority: optional\n\
-         Homepage: {}\n\
+         Homepage: {repository}\n\
          Description: limits new connections in the kernel, for every service of a node\n \
          One agent per node protects each workload from overload: connections above a\n \
          rate are refused by BPF programs before they reach it. It enforces nothing\n \
-         until /etc/weir/node.yaml says so.\n",
-        env!("CARGO_PKG_REPOSITORY"),
+         until /etc/weir/node.yaml says so.\n"
     )
 }
 
