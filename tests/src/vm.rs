@@ -32,7 +32,7 @@ use crate::{agent, testrun};
 
 /// How long a test may take inside, the kernel's start included; and how long a suite may.
 const PATIENCE: Duration = Duration::from_secs(240);
-const PATIENCE_WITH_ALL: Duration = Duration::from_secs(600);
+const PATIENCE_WITH_ALL: Duration = Duration::from_secs(900);
 /// How long the kernel may take to start, and how often it is tried: under emulation a start hangs
 /// now and then, before the kernel's first word.
 const START: Duration = Duration::from_secs(60);
@@ -48,6 +48,8 @@ const KERNEL: &str = "WEIR_VM_KERNEL";
 const INSIDE: &str = "WEIR_VM_INSIDE";
 /// What the console says when the kernel has started, before its version.
 const HERE: &str = "weir-vm: this is Linux ";
+/// What the console says of each test that did not run inside, before its name and the reason.
+const SKIPPED: &str = "weir-vm: skipped: ";
 /// What the console says when the test is over, before its exit code.
 const OVER: &str = "weir-vm: the test ended with ";
 
@@ -100,7 +102,9 @@ fn outside(part: Part<'_>) {
     let started = Instant::now();
     let (end, console) = boot(part);
     let verdict = console.iter().find_map(|line| line.split_once(OVER)).map(|(_, code)| code);
-    if verdict.is_some_and(|code| code.trim() == "0") {
+    // The machine is made for the tests, so nothing may be lacking in it.
+    let skipped: Vec<_> = console.iter().filter_map(|line| line.strip_prefix(SKIPPED)).collect();
+    if skipped.is_empty() && verdict.is_some_and(|code| code.trim() == "0") {
         // What the suite inside was like.
         let sums = console.iter().filter(|line| line.starts_with("test result: "));
         sums.for_each(|line| println!("{line}"));
@@ -108,6 +112,7 @@ fn outside(part: Part<'_>) {
         return;
     }
     let why = match (verdict, end) {
+        _ if !skipped.is_empty() => format!("it skipped {}", skipped.join("; ")),
         (Some(code), _) => format!("it ended with {code}"),
         (None, Some(status)) => format!("the virtual machine ended before it ({status})"),
         (None, None) if !has_started(&console) => {
@@ -273,9 +278,11 @@ fn init(part: Part<'_>, modules: &[&str]) -> String {
          for module in {modules}; do insmod /lib/modules/$module.ko; done\n\
          ip link set lo up\n\
          export {INSIDE}=1 WEIR_BIN=/bin/weir WEIR_EBPF_OBJECT=/lib/weir-ebpf\n\
+         export WEIR_SKIP_FILE=/tmp/skipped\n\
          /bin/test {arguments} 2>&1\n\
          code=$?\n\
          [ $code = 0 ] || dmesg | tail -n 20\n\
+         [ ! -s /tmp/skipped ] || sed 's/^/{SKIPPED}/' /tmp/skipped\n\
          echo '{OVER}'$code\n\
          poweroff -f\n"
     )
