@@ -337,8 +337,8 @@ pub struct Slot {
     pub remote: Addr,
     /// Local port << 16 | remote port.
     pub ports: u32,
-    /// Workload slot.
-    pub slot: u32,
+    /// Workload slot << 1 | direction of the SYN.
+    pub owner: u32,
     /// Sequence number of the SYN that was admitted.
     pub isn: u32,
     /// Sequence number of the answer to it.

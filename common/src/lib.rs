@@ -14,6 +14,7 @@ pub mod layout;
 pub mod load;
 pub mod nh;
 pub mod source;
+pub mod track;
 pub mod verdict;
 pub mod way;
 pub mod word;

@@ -176,42 +176,50 @@ pub const fn read(word: u64, now_ns: u64) -> Load {
 /// Counts one more handshake if the bounds allow.
 #[inline(always)]
 pub fn open<W: Word>(cell: &W, now_ns: u64, bounds: Bounds) -> Opened {
-    let now = epoch(now_ns);
-    let mut word = cell.load();
     for _ in 0..TRIES {
-        let next = match Load::read(word, PLAIN, now).open(PLAIN, bounds) {
-            Ok(load) => load.write(PLAIN, now),
-            Err(opened) => return opened,
-        };
-        match cell.compare_exchange(word, next) {
-            Ok(_) => return Opened::Opened,
-            Err(seen) => word = seen,
+        match try_open(cell, now_ns, bounds) {
+            Opened::Contended => {}
+            opened => return opened,
         }
     }
     Opened::Contended
 }
 
-/// Whether [`open`] would certainly refuse. Writes nothing.
+/// One attempt at [`open`].
 #[inline(always)]
-pub fn would_refuse(word: u64, now_ns: u64, bounds: Bounds) -> bool {
-    Load::read(word, PLAIN, epoch(now_ns)).open(PLAIN, bounds).is_err()
+pub fn try_open<W: Word>(cell: &W, now_ns: u64, bounds: Bounds) -> Opened {
+    let now = epoch(now_ns);
+    let word = cell.load();
+    match Load::read(word, PLAIN, now).open(PLAIN, bounds) {
+        Ok(load) => match cell.compare_exchange(word, load.write(PLAIN, now)) {
+            Ok(_) => Opened::Opened,
+            Err(_) => Opened::Contended,
+        },
+        Err(opened) => opened,
+    }
+}
+
+/// Whether [`open`] would certainly refuse, and how. Writes nothing.
+#[inline(always)]
+pub fn would_refuse(word: u64, now_ns: u64, bounds: Bounds) -> Option<Opened> {
+    Load::read(word, PLAIN, epoch(now_ns)).open(PLAIN, bounds).err()
 }
 
 /// Counts what happened to a connection that was opened at `opened_ns`. `false` when too many others
 /// changed the word at once: the audit will find the difference.
 #[inline(always)]
 pub fn change<W: Word>(cell: &W, change: Change, opened_ns: u64, now_ns: u64) -> bool {
+    (0..TRIES).any(|_| try_change(cell, change, opened_ns, now_ns))
+}
+
+/// One attempt at [`change`].
+#[inline(always)]
+pub fn try_change<W: Word>(cell: &W, change: Change, opened_ns: u64, now_ns: u64) -> bool {
     let now = epoch(now_ns);
     let age = now.wrapping_sub(epoch(opened_ns));
-    let mut word = cell.load();
-    for _ in 0..TRIES {
-        let next = Load::read(word, PLAIN, now).changed(change, age).write(PLAIN, now);
-        match cell.compare_exchange(word, next) {
-            Ok(_) => return true,
-            Err(seen) => word = seen,
-        }
-    }
-    false
+    let word = cell.load();
+    let next = Load::read(word, PLAIN, now).changed(change, age).write(PLAIN, now);
+    cell.compare_exchange(word, next).is_ok()
 }
 
 /// The ways of a line of sources' loads; the last word is shared by those that find no way.
@@ -299,6 +307,18 @@ pub fn would_refuse_source<L: Line>(line: &L, tag: u64, now_ns: u64, connections
     word >> (64 - TAG) == owner && Load::read(word, OF_SOURCE, now).open(OF_SOURCE, bounds).is_err()
 }
 
+/// The way with this tag; [`WAYS`] for none.
+#[inline(always)]
+pub fn way_of<L: Line>(line: &L, tag: u64) -> usize {
+    let mut way = WAYS;
+    for index in 0..WAYS {
+        if way == WAYS && line.word(index).load() >> (64 - TAG) == tag {
+            way = index;
+        }
+    }
+    way
+}
+
 /// Counts what happened to a source's connection, in the word where it was opened. A word that has
 /// another owner meanwhile forgot it.
 #[inline(always)]
@@ -309,21 +329,27 @@ pub fn change_source<W: Word>(
     opened_ns: u64,
     now_ns: u64,
 ) -> bool {
+    (0..TRIES).any(|_| try_change_source(cell, owner, change, opened_ns, now_ns))
+}
+
+/// One attempt at [`change_source`].
+#[inline(always)]
+pub fn try_change_source<W: Word>(
+    cell: &W,
+    owner: u64,
+    change: Change,
+    opened_ns: u64,
+    now_ns: u64,
+) -> bool {
     let now = epoch(now_ns);
     let age = now.wrapping_sub(epoch(opened_ns));
-    let mut word = cell.load();
-    for _ in 0..TRIES {
-        if word >> (64 - TAG) != owner {
-            return true;
-        }
-        let next = owner << (64 - TAG)
-            | Load::read(word, OF_SOURCE, now).changed(change, age).write(OF_SOURCE, now);
-        match cell.compare_exchange(word, next) {
-            Ok(_) => return true,
-            Err(seen) => word = seen,
-        }
+    let word = cell.load();
+    if word >> (64 - TAG) != owner {
+        return true;
     }
-    false
+    let load = Load::read(word, OF_SOURCE, now).changed(change, age);
+    let next = owner << (64 - TAG) | load.write(OF_SOURCE, now);
+    cell.compare_exchange(word, next).is_ok()
 }
 
 /// A source's load at a time, and its tag; `None` when the way is as good as absent.

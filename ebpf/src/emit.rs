@@ -6,18 +6,19 @@ use aya_log_ebpf::{
 };
 use weir_common::{
     layout::{Event, HOOKS, Hook, Rule},
-    verdict::{REASONS, Reason, Verdict},
+    verdict::{REASONS, Reason, VERDICTS, Verdict},
 };
 
-use crate::{maps, parse::Syn};
+use crate::{hook::opaque, maps, parse::Segment};
 
 /// Counts one decision of a workload at a hook.
 #[inline(always)]
 pub fn count(slot: u32, hook: Hook, verdict: Verdict, reason: Reason) {
     if let Some(tally) = maps::tally(slot * HOOKS + hook as u32) {
-        let reason = reason as usize;
-        if reason < REASONS {
-            tally.counts[verdict as usize][reason] += 1;
+        // The compiler knows which numbers there are, the verifier must see them compared.
+        let (verdict, reason) = (opaque(verdict as usize), opaque(reason as usize));
+        if verdict < VERDICTS && reason < REASONS {
+            tally.counts[verdict][reason] += 1;
         }
     }
 }
@@ -30,7 +31,7 @@ pub fn refusal(
     verdict: Verdict,
     reason: Reason,
     rule: &Rule,
-    syn: &Syn,
+    syn: &Segment,
     now_ns: u64,
 ) {
     count(slot, hook, verdict, reason);
@@ -66,7 +67,7 @@ pub fn refusal(
 /// Logs a judged SYN, when the agent was started with `--bpf-log`; else the loader's constant makes
 /// the call vanish. A function of its own for its stack.
 #[inline(always)]
-pub fn log(slot: u32, verdict: Verdict, reason: Reason, syn: &Syn) {
+pub fn log(slot: u32, verdict: Verdict, reason: Reason, syn: &Segment) {
     if level_enabled(Level::Debug) {
         let decision = (verdict as u32) << 8 | reason as u32;
         weir_log(slot, decision, syn.ports, syn.source.low as u32);

@@ -26,6 +26,7 @@ mod peek;
 mod pending;
 mod reply;
 mod rule;
+mod track;
 mod workload;
 
 /// Host side of a veth, egress hook: towards the workload.

@@ -12,7 +12,8 @@ use weir_common::{
     addr::Addr,
     layout::{
         Block, CellLine, Config, Counts, EVENTS_BYTES, HOOKS, MAX_ADDRESSES, MAX_BLOCKS, MAX_CELLS,
-        MAX_PORTS, MAX_WORKLOADS, PENDING_LINES, Record, SOURCE_LINES, Tally, Workload,
+        MAX_PORTS, MAX_WORKLOADS, PENDING_LINES, Record, SOURCE_LINES, SOURCE_LOAD_LINES, Slot,
+        TRACK_LINES, Tally, Workload,
     },
     nh::Secret,
     way::{LINE, Line},
@@ -47,6 +48,12 @@ static BLOCKS: Array<Block> = Array::with_max_entries(MAX_BLOCKS, 0);
 static SOURCES: Array<CellLine> = Array::with_max_entries(SOURCE_LINES, MAPPED);
 #[map]
 static PENDING: Array<CellLine> = Array::with_max_entries(PENDING_LINES, MAPPED);
+#[map]
+static TRACKS: Array<CellLine> = Array::with_max_entries(TRACK_LINES, MAPPED);
+#[map]
+static SLOTS: Array<Slot> = Array::with_max_entries(TRACK_LINES * LINE as u32, MAPPED);
+#[map]
+static SOURCE_LOADS: Array<CellLine> = Array::with_max_entries(SOURCE_LOAD_LINES, MAPPED);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 
@@ -96,6 +103,18 @@ impl Line for MapLine {
 #[inline(always)]
 pub fn secret() -> Option<&'static Secret> {
     CONFIG.get(0).map(|config| &config.secret)
+}
+
+/// Whether any workload's connections are tracked.
+#[inline(always)]
+pub fn tracks() -> bool {
+    CONFIG.get(0).is_some_and(|config| config.tracked != 0)
+}
+
+/// When the agent last lived, CLOCK_MONOTONIC ns.
+#[inline(always)]
+pub fn heartbeat_ns() -> u64 {
+    CONFIG.get(0).map_or(0, |config| config.heartbeat_ns)
 }
 
 /// The least time between two events of one limit on one CPU, ns.
@@ -161,4 +180,28 @@ pub fn source_line(index: u32) -> Option<MapLine> {
 #[inline(always)]
 pub fn pending_line(index: u32) -> Option<MapLine> {
     PENDING.get_ptr_mut(index).map(MapLine::new)
+}
+
+#[inline(always)]
+pub fn track_line(index: u32) -> Option<MapLine> {
+    TRACKS.get_ptr_mut(index).map(MapLine::new)
+}
+
+/// What stands beside a way of `TRACKS`. Whoever won the way writes; a word that is torn by another's
+/// write belongs to a connection that is gone, and its way says so.
+#[inline(always)]
+pub fn slot(index: u32) -> Option<&'static mut Slot> {
+    // SAFETY: map values outlive the run; integers, for which any bytes are valid.
+    SLOTS.get_ptr_mut(index).map(|slot| unsafe { &mut *slot })
+}
+
+#[inline(always)]
+pub fn source_load_line(index: u32) -> Option<MapLine> {
+    SOURCE_LOADS.get_ptr_mut(index).map(MapLine::new)
+}
+
+/// All words of a cell.
+#[inline(always)]
+pub fn cell_line(index: u32) -> Option<MapLine> {
+    CELLS.get_ptr_mut(index).map(MapLine::new)
 }

@@ -13,14 +13,14 @@ use crate::{
     decide, emit,
     hook::Uplink,
     maps,
-    parse::{Parsed, Syn},
-    pending, reply, rule, workload,
+    parse::{Parsed, Segment},
+    pending, reply, rule, track, workload,
 };
 
 /// Judges one frame and returns XDP's code.
 #[inline(always)]
 pub fn run(uplink: &Uplink) -> u32 {
-    let mut syn = Syn::empty();
+    let mut syn = Segment::empty();
     match uplink.parse(&mut syn) {
         Parsed::Syn => on_syn(uplink, &syn).unwrap_or(XDP_PASS),
         _ => XDP_PASS,
@@ -28,24 +28,32 @@ pub fn run(uplink: &Uplink) -> u32 {
 }
 
 #[inline(always)]
-fn on_syn(uplink: &Uplink, syn: &Syn) -> Option<u32> {
+fn on_syn(uplink: &Uplink, syn: &Segment) -> Option<u32> {
     let slot = maps::slot_of_address(&syn.destination)?;
     let workload = maps::workload(slot)?;
     let rules = workload::rules(slot, workload, Direction::Ingress, syn.port())?;
     let now_ns = decide::now();
-    let refused = rule::foresee(rules.index, syn.source, now_ns);
-    let rule = rules.get(refused)?;
-    // A repeated SYN is free, here as there.
-    if decide::in_shadow(workload, now_ns)
-        || pending::look(slot, Direction::Ingress, syn, now_ns).is_live()
-    {
+    let tracked = rules.tracked();
+    let unaudited = tracked && decide::is_unaudited(now_ns);
+    let ruling = rule::foresee(rules.index, unaudited, syn.source, now_ns);
+    let rule = rules.get(ruling.refused())?;
+    if decide::in_shadow(workload, now_ns) {
+        return None;
+    }
+    // A repeated SYN is free, here as there; TC knows about one of a connection that lives.
+    let is_known = if tracked {
+        track::find(syn, track::owner(slot, Direction::Ingress), now_ns).is_some()
+    } else {
+        pending::look(slot, Direction::Ingress, syn, now_ns).is_live()
+    };
+    if is_known {
         return None;
     }
     let drop = rule.flags & RULE_DROP != 0;
     if !drop && !reply::fits_uplink(syn) {
         return None;
     }
-    let reason = rule::plain_reason(rule, Direction::Ingress);
+    let reason = ruling.reason(rule, Direction::Ingress);
     let verdict = decide::refusal(workload, syn, drop, now_ns);
     emit::refusal(slot, Hook::Xdp, verdict, reason, rule, syn, now_ns);
     if verdict == Verdict::Reset {

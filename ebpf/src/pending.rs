@@ -6,7 +6,7 @@ use weir_common::{
     nh, way,
 };
 
-use crate::{maps, parse::Syn};
+use crate::{maps, parse::Segment};
 
 /// What is known of a handshake, and where it stands or would: the number that [`weir_recall`]
 /// returns.
@@ -24,13 +24,13 @@ const _: () = assert!(PENDING_LINES <= 1 << (TAG - LINE) && way::LINE <= 8);
 
 /// Looks for a workload's handshake.
 #[inline(always)]
-pub fn look(slot: u32, direction: Direction, syn: &Syn, now_ns: u64) -> Recalled {
+pub fn look(slot: u32, direction: Direction, syn: &Segment, now_ns: u64) -> Recalled {
     Recalled(weir_recall(syn, owner(slot, direction), now_ns, 0))
 }
 
 /// Looks for a workload's handshake; remembers it longer when it is there.
 #[inline(always)]
-pub fn recall(slot: u32, direction: Direction, syn: &Syn, now_ns: u64) -> Recalled {
+pub fn recall(slot: u32, direction: Direction, syn: &Segment, now_ns: u64) -> Recalled {
     Recalled(weir_recall(syn, owner(slot, direction), now_ns, 1))
 }
 
@@ -60,11 +60,11 @@ impl Recalled {
 /// A global function, verified once for any handshake: see [`crate::rule`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weir_recall(syn: *const Syn, owner: u32, now_ns: u64, extend: u32) -> u64 {
-    // SAFETY: the verifier proves that it is null or a whole `Syn`.
+pub extern "C" fn weir_recall(syn: *const Segment, owner: u32, now_ns: u64, extend: u32) -> u64 {
+    // SAFETY: the verifier proves that it is null or a whole `Segment`.
     let Some(syn) = (unsafe { syn.as_ref() }) else { return 0 };
     let Some(secret) = maps::secret() else { return 0 };
-    let (tail, owner) = (u64::from(syn.ports) << 32 | u64::from(syn.isn), u64::from(owner));
+    let (tail, owner) = (u64::from(syn.ports) << 32 | u64::from(syn.sequence), u64::from(owner));
     let (hash, second) = if syn.destination.is_v4() {
         let pair = syn.source.low << 32 | syn.destination.low & 0xffff_ffff;
         let words = [pair, tail, owner];

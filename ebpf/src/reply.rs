@@ -16,7 +16,7 @@ use aya_ebpf::{
 
 use crate::{
     hook::{Packet as _, Tc, Uplink, has_ethernet, opaque},
-    parse::Syn,
+    parse::Segment,
 };
 
 /// Flags RST and ACK.
@@ -31,8 +31,8 @@ const TCP_MIN: usize = 20;
 
 /// Answers at a TC hook; the hook's code, or `None` when a helper failed.
 #[inline(always)]
-pub fn reset(tc: &Tc, syn: &Syn) -> Option<i32> {
-    let acknowledgment = syn.isn.wrapping_add(1).wrapping_add(syn.payload);
+pub fn reset(tc: &Tc, syn: &Segment) -> Option<i32> {
+    let acknowledgment = syn.sequence.wrapping_add(1).wrapping_add(syn.payload);
     let family = if syn.destination.is_v4() { 4 } else { 6 };
     let failed = weir_reset(tc.raw(), syn.l3, family, syn.l4_length, acknowledgment);
     if failed == 0 { Some(tc.send_back()) } else { None }
@@ -174,13 +174,13 @@ fn header_length(length: u32) -> Option<u32> {
 
 /// Whether XDP can answer this SYN; if not, TC does.
 #[inline(always)]
-pub fn fits_uplink(syn: &Syn) -> bool {
+pub fn fits_uplink(syn: &Segment) -> bool {
     syn.answerable != 0 && syn.payload == 0 && has_ethernet()
 }
 
 /// Answers at an uplink; `None` when the frame is not what it was parsed as.
 #[inline(always)]
-pub fn reset_uplink(uplink: &Uplink, syn: &Syn) -> Option<u32> {
+pub fn reset_uplink(uplink: &Uplink, syn: &Segment) -> Option<u32> {
     let length = header_length(syn.l4_length)?;
     let (start, end) = uplink.bounds();
     let is_v4 = syn.destination.is_v4();
@@ -202,7 +202,7 @@ pub fn reset_uplink(uplink: &Uplink, syn: &Syn) -> Option<u32> {
             ((l3 + 7) as *mut u8).write(HOPS);
         }
     }
-    let acknowledgment = syn.isn.wrapping_add(1);
+    let acknowledgment = syn.sequence.wrapping_add(1);
     // SAFETY: bounds as above: 20 bytes from `l4`.
     unsafe {
         swap::<2>(l4, l4 + 2);

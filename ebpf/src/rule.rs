@@ -7,7 +7,8 @@
 use weir_common::{
     addr::Addr,
     gcra::{self, Params, Step, Taken},
-    layout::{Direction, MAX_RULES, RULE_SHADOW, Rule, RuleKind, SOURCE_LINES},
+    layout::{Direction, MAX_RULES, RULE_SHADOW, Rule, RuleKind, SOURCE_LINES, SOURCE_LOAD_LINES},
+    load::{self, Bounds, Change, Opened},
     nh,
     source::{self, SourceParams},
     verdict::Reason,
@@ -18,22 +19,28 @@ use weir_common::{
 use crate::{
     hook::opaque,
     maps::{self, MapLine},
+    track,
 };
 
 /// What a block of rules says of a SYN, packed into the number that a BPF function returns.
 ///
 /// Bits: 0–4 the refusing rule and whether there is one, 5–9 the same of the first rule that would
-/// have refused in shadow, 10 exempt, 11 probe, 12 and 13 why: the shared bucket, contention.
+/// have refused in shadow, 10 exempt, 11 probe, 12 and 13 why: the shared bucket, contention, the
+/// rule's other reason. 16–30 which rules took something, 32–46 of those from what crowded-out sources
+/// share; 48–55 and 56–63 the epochs of breakers that admitted it.
 #[derive(Clone, Copy)]
-pub struct Ruling(u32);
+pub struct Ruling(u64);
 
 const REFUSED: u32 = 0;
 const SHADOWED: u32 = 5;
-const EXEMPT: u32 = 1 << 10;
-const PROBE: u32 = 1 << 11;
+const EXEMPT: u64 = 1 << 10;
+const PROBE: u64 = 1 << 11;
 const WHY: u32 = 12;
+const TAKEN: u32 = 16;
+const FROM_CROWD: u32 = 32;
+const EPOCHS: u32 = 48;
 /// Beside a rule's number: there is one.
-const SOME: u32 = 1 << 4;
+const SOME: u64 = 1 << 4;
 
 impl Ruling {
     /// The rule that refuses.
@@ -64,14 +71,22 @@ impl Ruling {
         match self.0 >> WHY & 3 {
             0 => plain_reason(rule, direction),
             1 => Reason::SourceCrowded,
-            _ => Reason::Contended,
+            2 => Reason::Contended,
+            _ if rule.kind == RuleKind::Breaker as u8 => Reason::BreakerProbing,
+            _ => Reason::MaxHandshakes,
         }
+    }
+
+    /// What the rules of its block took, as [`weir_give_back`] and [`crate::track::open`] want it.
+    #[inline(always)]
+    pub fn took(self) -> u64 {
+        self.0 >> TAKEN
     }
 }
 
 #[inline(always)]
-fn rule_number(bits: u32) -> Option<u32> {
-    if bits & SOME == 0 { None } else { Some(bits & 0xf) }
+fn rule_number(bits: u64) -> Option<u32> {
+    if bits & SOME == 0 { None } else { Some(bits as u32 & 0xf) }
 }
 
 /// Why a rule refuses when its own bucket is empty.
@@ -81,6 +96,12 @@ pub fn plain_reason(rule: &Rule, direction: Direction) -> Reason {
         Reason::SourceRate
     } else if rule.kind == RuleKind::Probe as u8 {
         Reason::ProbeRate
+    } else if rule.kind == RuleKind::Load as u8 {
+        Reason::MaxConnections
+    } else if rule.kind == RuleKind::SourceLoad as u8 {
+        Reason::MaxConnectionsPerSource
+    } else if rule.kind == RuleKind::Breaker as u8 {
+        Reason::BreakerOpen
     } else {
         match direction {
             Direction::Ingress => Reason::ConnectionRate,
@@ -89,28 +110,58 @@ pub fn plain_reason(rule: &Rule, direction: Direction) -> Reason {
     }
 }
 
-/// Takes from every rule of the block that concerns this peer, or from none.
+/// Takes from every rule of the block that concerns this peer, or from none. In shadow no rule
+/// refuses; `unaudited`, none that counts connections does.
 #[inline(always)]
-pub fn judge(block: u32, shadow: bool, peer: Addr, now_ns: u64) -> Ruling {
-    Ruling(weir_judge(block, u32::from(shadow), peer.high, peer.low, now_ns) as u32)
+pub fn judge(block: u32, shadow: bool, unaudited: bool, peer: Addr, now_ns: u64) -> Ruling {
+    let lenient = if shadow { ALL } else { 0 } | if unaudited { LOADS } else { 0 };
+    let ruling = Ruling(weir_judge(block, lenient, peer.high, peer.low, now_ns));
+    if ruling.refused().is_some() && ruling.took() as u16 != 0 {
+        give_back(block, ruling.took(), peer, now_ns);
+    }
+    ruling
 }
 
-/// The first rule that would certainly refuse this peer; `None` also where only TC can tell.
-/// Writes nothing.
+/// Whether a rule is about how many connections there are.
 #[inline(always)]
-pub fn foresee(block: u32, peer: Addr, now_ns: u64) -> Option<u32> {
-    rule_number(weir_foresee(block, peer.high, peer.low, now_ns) as u32)
+pub fn counts_connections(rule: &Rule) -> bool {
+    rule.kind == RuleKind::Load as u8 || rule.kind == RuleKind::SourceLoad as u8
+}
+
+/// Rules that do not refuse: those that count connections, all.
+const LOADS: u32 = 1 << RuleKind::Load as u32 | 1 << RuleKind::SourceLoad as u32;
+const ALL: u32 = u32::MAX;
+
+/// Gives back what rules that are about tracked connections took, because this one is not tracked
+/// anew.
+#[inline(always)]
+pub fn give_back_tracked(block: u32, took: u64, peer: Addr, now_ns: u64) {
+    weir_give_back(block, took | TRACKED_ONLY, peer.high, peer.low, now_ns);
+}
+
+/// Gives back all that was taken.
+#[inline(always)]
+pub fn give_back(block: u32, took: u64, peer: Addr, now_ns: u64) {
+    weir_give_back(block, took, peer.high, peer.low, now_ns);
+}
+
+/// The first rule that would certainly refuse this peer, and why; nothing also where only TC can
+/// tell. Writes nothing.
+#[inline(always)]
+pub fn foresee(block: u32, unaudited: bool, peer: Addr, now_ns: u64) -> Ruling {
+    let lenient = if unaudited { LOADS } else { 0 };
+    Ruling(weir_foresee(block, lenient, peer.high, peer.low, now_ns))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weir_judge(block: u32, shadow: u32, high: u64, low: u64, now_ns: u64) -> u64 {
+pub extern "C" fn weir_judge(block: u32, lenient: u32, high: u64, low: u64, now_ns: u64) -> u64 {
     let peer = Addr { high, low };
     let Some(rules) = maps::block(block) else { return 0 };
-    // Bit i: rule i took a token; bit 16 + i: from the bucket of crowded-out sources. Built without
-    // a branch, so that the verifier follows one path and not one for each subset of rules.
-    let mut took = 0u32;
-    let mut ruling = 0u32;
+    // As in a ruling, from bit 16 on. Built without a branch, so that the verifier follows one path
+    // and not one for each subset of rules.
+    let mut took = 0u64;
+    let mut ruling = 0u64;
     for index in 0..MAX_RULES as u32 {
         took = unknown(took, now_ns);
         ruling = unknown(ruling, now_ns);
@@ -122,37 +173,45 @@ pub extern "C" fn weir_judge(block: u32, shadow: u32, high: u64, low: u64, now_n
             continue;
         }
         if rule.kind == RuleKind::Exempt as u8 {
-            return u64::from(EXEMPT);
+            return EXEMPT;
         }
         let outcome = match take_uncontended(rule, now_ns) {
             Some(outcome) => outcome,
             None if rule.kind == RuleKind::Source as u8 => {
                 weir_take_source(block, index, high, low, now_ns) as u32
             }
+            None if rule.kind == RuleKind::SourceLoad as u8 => {
+                weir_take_source_load(block, index, high, low, now_ns) as u32
+            }
+            None if rule.kind == RuleKind::Load as u8 => {
+                weir_take_load(rule.cell, rule.cost, rule.burst, now_ns) as u32
+            }
             None => weir_take(rule.cell, rule.cost, rule.burst, rule.step, now_ns) as u32,
         };
+        let outcome = u64::from(outcome);
         took |= (outcome & TOOK | (outcome & CROWDED) << 15) << index;
+        // The second breaker's epoch stands behind the first one's.
+        let second = if rule.kind == RuleKind::Breaker as u8 { took >> 31 & 1 } else { 0 };
+        took |= (outcome >> 8 & 0xff) << (EPOCHS - TAKEN + 8 * second as u32);
+        took |= (outcome & BREAKER) << (31 - BREAKER.trailing_zeros());
         if outcome & TOOK == 0 {
             let why = (outcome >> 1 & 3) << WHY;
-            if rule.flags & RULE_SHADOW == 0 && shadow == 0 {
-                if took != 0 {
-                    weir_give_back(block, took, high, low, now_ns);
-                }
-                return u64::from((SOME | index) << REFUSED | why);
+            if rule.flags & RULE_SHADOW == 0 && lenient >> rule.kind & 1 == 0 {
+                return (SOME | u64::from(index)) << REFUSED | why | took << TAKEN;
             }
             if let Some(counts) = maps::counts(rule.cell) {
                 counts.shadowed += 1;
             }
             if ruling == 0 {
-                ruling = (SOME | index) << SHADOWED | why;
+                ruling = (SOME | u64::from(index)) << SHADOWED | why;
             }
         }
         if rule.kind == RuleKind::Probe as u8 {
             // A probe spends from its own bucket and from nothing else.
-            return u64::from(ruling | PROBE);
+            return ruling | PROBE;
         }
     }
-    u64::from(ruling)
+    ruling | took << TAKEN
 }
 
 /// Makes the verifier forget what it knows of a value, given any other that it does not know.
@@ -160,14 +219,14 @@ pub extern "C" fn weir_judge(block: u32, shadow: u32, high: u64, low: u64, now_n
 /// Where a loop calls functions, verifiers before 6.4 compare such values exactly when they look
 /// for a state that they have seen: each rule would double the states of the next.
 #[inline(always)]
-fn unknown(value: u32, any: u64) -> u32 {
-    (opaque((u64::from(value) ^ any) as usize) as u64 ^ any) as u32
+pub fn unknown(value: u64, any: u64) -> u64 {
+    opaque((value ^ any) as usize) as u64 ^ any
 }
 
 /// The first attempt at a bucket that is not per source, without a call: nearly always the last.
 #[inline(always)]
 fn take_uncontended(rule: &Rule, now_ns: u64) -> Option<u32> {
-    if rule.kind == RuleKind::Source as u8 {
+    if rule.kind == RuleKind::Source as u8 || rule.kind >= RuleKind::Load as u8 {
         return None;
     }
     let cell = maps::cell(rule.cell)?;
@@ -175,8 +234,8 @@ fn take_uncontended(rule: &Rule, now_ns: u64) -> Option<u32> {
     match gcra::step(word, gcra::q8(now_ns), &params(rule)) {
         Step::Admit(next) => {
             cell.compare_exchange(word, next).ok()?;
-            count_admitted(rule.cell, TOOK);
-            Some(TOOK)
+            count_admitted(rule.cell, TOOK as u32);
+            Some(TOOK as u32)
         }
         Step::Deny => Some(0),
         Step::DenyClamped(_) => None,
@@ -185,7 +244,7 @@ fn take_uncontended(rule: &Rule, now_ns: u64) -> Option<u32> {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weir_foresee(block: u32, high: u64, low: u64, now_ns: u64) -> u64 {
+pub extern "C" fn weir_foresee(block: u32, lenient: u32, high: u64, low: u64, now_ns: u64) -> u64 {
     let peer = Addr { high, low };
     let Some(rules) = maps::block(block) else { return 0 };
     for index in 0..MAX_RULES as u32 {
@@ -199,38 +258,48 @@ pub extern "C" fn weir_foresee(block: u32, high: u64, low: u64, now_ns: u64) -> 
         if rule.kind == RuleKind::Exempt as u8 || rule.kind == RuleKind::Probe as u8 {
             return 0;
         }
-        if rule.flags & RULE_SHADOW == 0 && weir_peek(block, index, high, low, now_ns) != 0 {
-            return u64::from(SOME | index);
+        if rule.flags & RULE_SHADOW != 0 || lenient >> rule.kind & 1 != 0 {
+            continue;
+        }
+        let denied = weir_peek(block, index, high, low, now_ns);
+        if denied != 0 {
+            return SOME | u64::from(index) | (denied >> 1 & 3) << WHY;
         }
     }
     0
 }
 
 /// A token was taken.
-const TOOK: u32 = 1;
+const TOOK: u64 = 1;
 /// The bucket was the one that crowded-out sources share.
-const CROWDED: u32 = 2;
+const CROWDED: u64 = 2;
 /// Too many others changed the bucket at once.
-const CONTENDED: u32 = 4;
+const CONTENDED: u64 = 4;
+/// Nothing was taken, for the rule's other reason: handshakes, a half-open breaker.
+const OTHERWISE: u64 = CROWDED | CONTENDED;
+/// A breaker admitted; bits 8 to 15 hold its epoch.
+const BREAKER: u64 = 8;
+/// In what is given back: only by rules about tracked connections.
+const TRACKED_ONLY: u64 = 1 << 63;
 
 /// Takes from a bucket that others change at the same time.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weir_take(cell: u32, cost: u64, burst: u64, step: u64, now_ns: u64) -> u64 {
-    let Some(word) = maps::cell(cell) else { return u64::from(TOOK) };
+    let Some(word) = maps::cell(cell) else { return TOOK };
     let result = code(gcra::take(&word, gcra::q8(now_ns), &Params { cost, burst, step }));
-    count_admitted(cell, result);
-    u64::from(result)
+    count_admitted(cell, result as u32);
+    result
 }
 
 /// Takes from a source's bucket.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weir_take_source(block: u32, rule: u32, high: u64, low: u64, now_ns: u64) -> u64 {
-    let mut result = u64::from(CONTENDED);
+    let mut result = CONTENDED;
     for _ in 0..TRIES {
         result = weir_try_source(block, rule, high, low, now_ns);
-        if result & u64::from(CONTENDED) == 0 {
+        if result & CONTENDED == 0 {
             break;
         }
     }
@@ -241,23 +310,113 @@ pub extern "C" fn weir_take_source(block: u32, rule: u32, high: u64, low: u64, n
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weir_try_source(block: u32, rule: u32, high: u64, low: u64, now_ns: u64) -> u64 {
-    let Some(rule) = find(block, rule) else { return u64::from(TOOK) };
-    let Some((line, tag)) = source_place(rule, Addr { high, low }) else { return u64::from(TOOK) };
+    let Some(rule) = find(block, rule) else { return TOOK };
+    let Some((line, tag)) = source_place(rule, Addr { high, low }) else { return TOOK };
     let taken = source::attempt(&line, tag, now_ns, &source_params(rule));
     let result = code(taken.taken) | if taken.crowded { CROWDED } else { 0 };
-    count_admitted(rule.cell, result);
-    u64::from(result)
+    count_admitted(rule.cell, result as u32);
+    result
+}
+
+/// Takes from a source's load.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_take_source_load(
+    block: u32,
+    rule: u32,
+    high: u64,
+    low: u64,
+    now_ns: u64,
+) -> u64 {
+    let mut result = CONTENDED;
+    for _ in 0..TRIES {
+        result = weir_open_source(block, rule, high, low, now_ns);
+        if result & CONTENDED == 0 {
+            break;
+        }
+    }
+    result
+}
+
+/// Takes from a load.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_take_load(cell: u32, connections: u64, handshakes: u64, now_ns: u64) -> u64 {
+    let mut result = CONTENDED;
+    for _ in 0..TRIES {
+        result = weir_open_load(cell, connections, handshakes, now_ns);
+        if result != CONTENDED {
+            break;
+        }
+    }
+    count_admitted(cell, result as u32);
+    result
+}
+
+/// One attempt at a load.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_open_load(cell: u32, connections: u64, handshakes: u64, now_ns: u64) -> u64 {
+    let Some(cell) = maps::cell(cell) else { return TOOK };
+    match load::try_open(&cell, now_ns, Bounds { connections, handshakes }) {
+        Opened::Opened => TOOK,
+        Opened::TooManyConnections => 0,
+        Opened::TooManyHandshakes => OTHERWISE,
+        Opened::Contended => CONTENDED,
+    }
+}
+
+/// One attempt at a source's load.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_open_source(block: u32, rule: u32, high: u64, low: u64, now_ns: u64) -> u64 {
+    let Some(rule) = find(block, rule) else { return TOOK };
+    let Some((index, tag)) = source_load_place(rule, Addr { high, low }) else { return TOOK };
+    let Some(line) = maps::source_load_line(index) else { return TOOK };
+    let opened = load::open_source(&line, tag, now_ns, rule.cost);
+    let crowded = if opened.way == load::WAYS { CROWDED } else { 0 };
+    let result = match opened.opened {
+        Opened::Opened => TOOK | crowded,
+        Opened::TooManyConnections | Opened::TooManyHandshakes => crowded,
+        Opened::Contended => CONTENDED,
+    };
+    count_admitted(rule.cell, result as u32);
+    result
+}
+
+/// The line and tag of a peer's own load under a rule.
+#[inline(always)]
+fn source_load_place(rule: &Rule, peer: Addr) -> Option<(u32, u64)> {
+    let hash = group_hash(rule, peer)?;
+    Some((way::line_of(hash, SOURCE_LOAD_LINES), load::tag(hash)))
+}
+
+/// Where a peer's connection counts under a rule, as a connection's slot keeps it; 0 for nowhere.
+#[inline(always)]
+pub fn source_load(rule: &Rule, peer: Addr, crowded: bool) -> u64 {
+    let Some((index, tag)) = source_load_place(rule, peer) else { return 0 };
+    let owner = if crowded { load::SHARED } else { tag };
+    owner << 32 | weir_source_way(index, tag, u32::from(crowded))
+}
+
+/// The place, line × 8 + way, of a source's load; of the shared one when it is crowded.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_source_way(index: u32, tag: u64, crowded: u32) -> u64 {
+    let Some(line) = maps::source_load_line(index) else { return 0 };
+    let way = if crowded != 0 { load::WAYS } else { load::way_of(&line, tag) };
+    u64::from(index) * way::LINE as u64 + way as u64
 }
 
 #[inline(always)]
 fn count_admitted(cell: u32, result: u32) {
     if let Some(counts) = maps::counts(cell) {
-        counts.admitted += u64::from(result & TOOK);
+        counts.admitted += u64::from(result) & TOOK;
     }
 }
 
 #[inline(always)]
-fn code(taken: Taken) -> u32 {
+fn code(taken: Taken) -> u64 {
     match taken {
         Taken::Admitted => TOOK,
         Taken::Denied => 0,
@@ -265,14 +424,15 @@ fn code(taken: Taken) -> u32 {
     }
 }
 
-/// Gives back what the rules `took & 0xffff` took; `took >> 16` says which of them from the
-/// crowded-out sources' bucket. A refused SYN costs nobody anything.
+/// Gives back what rules took: see [`Ruling::took`]. A refused SYN costs nobody anything.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weir_give_back(block: u32, took: u32, high: u64, low: u64, now_ns: u64) -> u64 {
+pub extern "C" fn weir_give_back(block: u32, took: u64, high: u64, low: u64, now_ns: u64) -> u64 {
     for index in 0..MAX_RULES as u32 {
         if took >> index & 1 != 0 {
-            weir_give_back_one(block, index << 1 | took >> (16 + index) & 1, high, low, now_ns);
+            let crowded = (took >> (FROM_CROWD - TAKEN + index)) as u32 & 1;
+            let only = (took >> 63) as u32;
+            weir_give_back_one(block, only << 5 | index << 1 | crowded, high, low, now_ns);
         }
     }
     0
@@ -288,12 +448,21 @@ pub extern "C" fn weir_give_back_one(
     now_ns: u64,
 ) -> u64 {
     let Some(limit) = find(block, rule >> 1) else { return 0 };
+    if rule >> 5 != 0 && limit.kind < RuleKind::Load as u8 {
+        return 0;
+    }
     if limit.kind == RuleKind::Source as u8 {
         for _ in 0..TRIES {
             if weir_give_back_source(block, rule, high, low, now_ns) != 0 {
                 break;
             }
         }
+    } else if limit.kind == RuleKind::Load as u8 {
+        track::weir_change(limit.cell, Change::Abandoned as u32, now_ns, now_ns);
+    } else if limit.kind == RuleKind::SourceLoad as u8 {
+        let place = source_load(limit, Addr { high, low }, rule & 1 != 0);
+        track::weir_change_source(place, Change::Abandoned as u32, now_ns, now_ns);
+    } else if limit.kind == RuleKind::Breaker as u8 {
     } else if let Some(cell) = maps::cell(limit.cell) {
         gcra::refund(&cell, &params(limit));
     }
@@ -319,14 +488,32 @@ pub extern "C" fn weir_give_back_source(
     u64::from(source::attempt_refund(&line, tag, crowded, now_ns, &source_params(limit)))
 }
 
-/// Whether a take would certainly fail.
+/// Whether a take would certainly fail: 1, beside bits that say why as a taking function does.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weir_peek(block: u32, rule: u32, high: u64, low: u64, now_ns: u64) -> u64 {
     let Some(rule) = find(block, rule) else { return 0 };
+    let peer = Addr { high, low };
+    if rule.kind == RuleKind::Load as u8 {
+        let bounds = Bounds { connections: rule.cost, handshakes: rule.burst };
+        return maps::cell(rule.cell).map_or(0, |cell| {
+            match load::would_refuse(cell.load(), now_ns, bounds) {
+                None => 0,
+                Some(Opened::TooManyHandshakes) => 1 | OTHERWISE,
+                Some(_) => 1,
+            }
+        });
+    }
     let denied = if rule.kind == RuleKind::Source as u8 {
-        source_place(rule, Addr { high, low })
+        source_place(rule, peer)
             .is_some_and(|(line, tag)| source::would_deny(&line, tag, now_ns, &source_params(rule)))
+    } else if rule.kind == RuleKind::SourceLoad as u8 {
+        source_load_place(rule, peer).is_some_and(|(index, tag)| {
+            maps::source_load_line(index)
+                .is_some_and(|line| load::would_refuse_source(&line, tag, now_ns, rule.cost))
+        })
+    } else if rule.kind == RuleKind::Breaker as u8 {
+        false
     } else {
         maps::cell(rule.cell)
             .is_some_and(|cell| gcra::would_deny(cell.load(), gcra::q8(now_ns), &params(rule)))
@@ -354,9 +541,15 @@ fn source_params(rule: &Rule) -> SourceParams {
 /// The line and tag of a peer's own bucket under a rule.
 #[inline(always)]
 fn source_place(rule: &Rule, peer: Addr) -> Option<(MapLine, u64)> {
-    let bits = if peer.is_v4() { 96 + u32::from(rule.group_v4) } else { u32::from(rule.group_v6) };
-    let group = peer.masked(Addr::mask(bits));
-    let hash = nh::hash(maps::secret()?, [group.high, group.low, u64::from(rule.cell)]);
+    let hash = group_hash(rule, peer)?;
     let line = maps::source_line(way::line_of(hash, SOURCE_LINES))?;
     Some((line, way::tag(hash)))
+}
+
+/// The keyed hash of a peer's group under a rule.
+#[inline(always)]
+fn group_hash(rule: &Rule, peer: Addr) -> Option<u64> {
+    let bits = if peer.is_v4() { 96 + u32::from(rule.group_v4) } else { u32::from(rule.group_v6) };
+    let group = peer.masked(Addr::mask(bits));
+    Some(nh::hash(maps::secret()?, [group.high, group.low, u64::from(rule.cell)]))
 }

@@ -35,6 +35,12 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// Whether the connections that these rules admit are tracked.
+    #[inline(always)]
+    pub fn tracked(&self) -> bool {
+        self.block.tracked != 0
+    }
+
     /// One of its rules.
     #[inline(always)]
     pub fn get(&self, rule: Option<u32>) -> Option<&'static Rule> {

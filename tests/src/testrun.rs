@@ -30,8 +30,9 @@ use weir_common::{
     gcra::{Params, Refill, q8},
     layout::{
         Block, CellLine, Config, Counts, Direction, Event, HOOKS, Hook, PORTS_EGRESS,
-        PORTS_INGRESS, RULE_DROP, RULE_SHADOW, Rule, RuleKind, Tally, Workload, port_key,
+        PORTS_INGRESS, RULE_DROP, RULE_SHADOW, Rule, RuleKind, TRACKED, Tally, Workload, port_key,
     },
+    load::{self, Load},
     nh::Secret,
     source::SourceParams,
     verdict::{REASONS, Reason, Verdict},
@@ -239,6 +240,7 @@ impl Programs {
             tallies: Tallies::new(),
         };
         programs.forget();
+        programs.set_heartbeat(now_ns());
         Ok(programs)
     }
 
@@ -322,7 +324,12 @@ impl Programs {
     /// Gives a workload its policy, in place of what it had.
     pub fn serve(&mut self, slot: u32, policy: &Policy) {
         let any_port = [self.write_block(&policy.ingress), self.write_block(&policy.egress)];
-        let mut flags = 0;
+        let ports = policy.ports.iter().map(|(_, _, rules)| rules);
+        let mut all = ports.chain([&policy.ingress, &policy.egress]);
+        let mut flags = if all.any(|rules| is_tracked(rules)) { TRACKED } else { 0 };
+        if flags != 0 {
+            self.configure(|config| config.tracked = 1);
+        }
         for (direction, port, rules) in &policy.ports {
             flags |= match direction {
                 Direction::Ingress => PORTS_INGRESS,
@@ -412,6 +419,47 @@ impl Programs {
     /// A bucket for health probes.
     pub fn probes(&mut self, burst: u64) -> Rule {
         Rule { kind: RuleKind::Probe as u8, ..self.connections(burst) }
+    }
+
+    /// So many connections and handshakes at once.
+    pub fn at_once(&mut self, connections: u64, handshakes: u64) -> Rule {
+        Rule {
+            cost: connections,
+            burst: handshakes,
+            cell: self.new_cell(),
+            kind: RuleKind::Load as u8,
+            ..Rule::default()
+        }
+    }
+
+    /// So many connections of each source at once; `groups` as for `connections_per_source`.
+    pub fn at_once_per_source(&mut self, connections: u64, groups: (u8, u8)) -> Rule {
+        Rule {
+            kind: RuleKind::SourceLoad as u8,
+            group_v4: groups.0,
+            group_v6: groups.1,
+            ..self.at_once(connections, 0)
+        }
+    }
+
+    /// What a load counts now.
+    pub fn loaded(&mut self, rule: &Rule) -> Load {
+        load::read(self.cell(rule.cell), now_ns())
+    }
+
+    /// What all sources' loads count now: connections of each, without those that are idle.
+    pub fn source_loads(&mut self) -> Vec<u64> {
+        let map: Array<_, CellLine> = self.array("SOURCE_LOADS");
+        let words = map.iter().flat_map(|line| line.expect("read SOURCE_LOADS").words);
+        words
+            .filter_map(|word| load::read_source(word, now_ns()))
+            .map(|(_, load)| load.connections())
+            .collect()
+    }
+
+    /// When the agent seems to have lived last.
+    pub fn set_heartbeat(&mut self, heartbeat_ns: u64) {
+        self.configure(|config| config.heartbeat_ns = heartbeat_ns);
     }
 
     /// Peers that no limit concerns.
@@ -508,7 +556,8 @@ impl Programs {
         if rules.is_empty() {
             return 0;
         }
-        let mut block = Block { count: rules.len() as u32, ..Block::default() };
+        let tracked = is_tracked(rules).into();
+        let mut block = Block { count: rules.len() as u32, tracked, ..Block::default() };
         block.rules[..rules.len()].copy_from_slice(rules);
         self.blocks += 1;
         let index = self.blocks;
@@ -625,6 +674,11 @@ impl RuleExt for Rule {
 pub fn now_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("a monotonic clock");
     now.tv_sec() as u64 * SECOND + now.tv_nsec() as u64
+}
+
+/// Whether some of the rules are about connections that must be tracked.
+fn is_tracked(rules: &[Rule]) -> bool {
+    rules.iter().any(|rule| rule.kind >= RuleKind::Load as u8)
 }
 
 fn params(tokens: u64, period_ns: u64, burst: u64) -> Params {

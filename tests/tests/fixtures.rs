@@ -23,6 +23,8 @@ macro_rules! programs {
 
 #[path = "fixtures/concurrency.rs"]
 mod concurrency;
+#[path = "fixtures/connections.rs"]
+mod connections;
 #[path = "fixtures/events.rs"]
 mod events;
 #[path = "fixtures/find.rs"]

@@ -7,9 +7,12 @@ use aya_ebpf::{
 };
 
 use super::Packet;
-use crate::parse::{
-    self, Glance, Parsed, Syn,
-    ipv6::{self, Chain},
+use crate::{
+    maps,
+    parse::{
+        self, Glance, Parsed, Segment,
+        ipv6::{self, Chain},
+    },
 };
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` on clsact: the next program decides. `TC_ACT_OK` would end the
@@ -52,24 +55,24 @@ impl Tc {
 
     /// Parses the packet, with its headers pulled together first if they must be.
     #[inline(always)]
-    pub fn parse(&self, syn: &mut Syn) -> Parsed {
+    pub fn parse(&self, segment: &mut Segment) -> Parsed {
         let bytes = Bytes(TcContext::new(self.raw()));
-        match parse::glance(&bytes) {
-            Glance::Other => return Parsed::Other,
-            Glance::PlainV4 => {
-                let parsed = parse::parse_plain(&bytes, syn);
-                if parsed != Parsed::Short {
-                    return parsed;
-                }
-            }
-            Glance::Unknown => {}
+        let glance = parse::glance(&bytes);
+        if glance == Glance::Other || glance.is_later() && !maps::tracks() {
+            return Parsed::Other;
         }
-        let mut parsed = weir_parse_tc(self.raw(), syn);
+        if glance.is_plain_v4() {
+            let parsed = parse::parse_plain(&bytes, segment);
+            if parsed != Parsed::Short {
+                return parsed;
+            }
+        }
+        let mut parsed = weir_parse_tc(self.raw(), segment);
         if parsed == Parsed::Short as u64 && !self.is_readable() {
             let length = self.ctx.len();
             let pulled = self.ctx.pull_data(if length < HEADERS { length } else { HEADERS });
             if pulled.is_ok() {
-                parsed = weir_parse_tc(self.raw(), syn);
+                parsed = weir_parse_tc(self.raw(), segment);
             }
             // The receiver will read on where this program cannot.
             if parsed == Parsed::Short as u64 && !self.is_readable() {
@@ -143,10 +146,10 @@ pub extern "C" fn weir_extensions_tc(skb: *mut __sk_buff, offset: u32, next: u32
 /// A global function: verified once, and its stack is free again when rules are judged.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weir_parse_tc(skb: *mut __sk_buff, syn: *mut Syn) -> u64 {
-    // SAFETY: the verifier proves that it is null or a whole `Syn`.
-    match unsafe { syn.as_mut() } {
-        Some(syn) => parse::parse(&Bytes(TcContext::new(skb)), syn) as u64,
+pub extern "C" fn weir_parse_tc(skb: *mut __sk_buff, segment: *mut Segment) -> u64 {
+    // SAFETY: the verifier proves that it is null or a whole `Segment`.
+    match unsafe { segment.as_mut() } {
+        Some(segment) => parse::parse(&Bytes(TcContext::new(skb)), segment) as u64,
         None => Parsed::Other as u64,
     }
 }

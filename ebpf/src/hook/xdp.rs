@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 
 use super::Packet;
 use crate::parse::{
-    self, Glance, Parsed, Syn,
+    self, Glance, Parsed, Segment,
     ipv6::{self, Chain},
 };
 
@@ -22,13 +22,13 @@ impl Uplink {
 
     /// Parses the frame.
     #[inline(always)]
-    pub fn parse(&self, syn: &mut Syn) -> Parsed {
+    pub fn parse(&self, segment: &mut Segment) -> Parsed {
         match parse::glance(self) {
-            Glance::Other => return Parsed::Other,
-            Glance::PlainV4 => return parse::parse_plain(self, syn),
+            Glance::Other | Glance::LaterV4 | Glance::LaterV6 => return Parsed::Other,
+            Glance::SynV4 => return parse::parse_plain(self, segment),
             Glance::Unknown => {}
         }
-        Parsed::from_code(weir_parse_xdp(self.ctx.ctx, syn))
+        Parsed::from_code(weir_parse_xdp(self.ctx.ctx, segment))
     }
 }
 
@@ -60,10 +60,10 @@ pub extern "C" fn weir_extensions_xdp(frame: *mut xdp_md, offset: u32, next: u32
 /// A global function: see `weir_parse_tc`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weir_parse_xdp(frame: *mut xdp_md, syn: *mut Syn) -> u64 {
-    // SAFETY: the verifier proves that it is null or a whole `Syn`.
-    match unsafe { syn.as_mut() } {
-        Some(syn) => parse::parse(&Uplink::new(XdpContext::new(frame)), syn) as u64,
+pub extern "C" fn weir_parse_xdp(frame: *mut xdp_md, segment: *mut Segment) -> u64 {
+    // SAFETY: the verifier proves that it is null or a whole `Segment`.
+    match unsafe { segment.as_mut() } {
+        Some(segment) => parse::parse(&Uplink::new(XdpContext::new(frame)), segment) as u64,
         None => Parsed::Other as u64,
     }
 }

@@ -2,7 +2,7 @@
 
 use weir_common::addr::Addr;
 
-use super::{Ip, Parsed, Syn, tcp::TCP, total};
+use super::{Ip, Parsed, Segment, tcp::TCP, total};
 use crate::hook::{Packet, Plain};
 
 #[repr(C, packed)]
@@ -27,7 +27,7 @@ const MORE_FRAGMENTS: u16 = 0x2000;
 const OFFSET: u16 = 0x1fff;
 
 #[inline(always)]
-pub fn parse<P: Packet>(packet: &P, l3: usize, syn: &mut Syn, ip: &mut Ip) -> Parsed {
+pub fn parse<P: Packet>(packet: &P, l3: usize, segment: &mut Segment, ip: &mut Ip) -> Parsed {
     let Some(header) = packet.header::<Header>(l3) else { return Parsed::Short };
     if header.protocol != TCP {
         return Parsed::Other;
@@ -44,10 +44,10 @@ pub fn parse<P: Packet>(packet: &P, l3: usize, syn: &mut Syn, ip: &mut Ip) -> Pa
     ip.length = total.saturating_sub(length) as u32;
     ip.fragment_offset = fragment & OFFSET;
     ip.more_fragments = fragment & MORE_FRAGMENTS != 0;
-    syn.source = Addr::v4(u32::from_be(header.source));
-    syn.destination = Addr::v4(u32::from_be(header.destination));
-    syn.l3 = l3 as u32;
+    segment.source = Addr::v4(u32::from_be(header.source));
+    segment.destination = Addr::v4(u32::from_be(header.destination));
+    segment.l3 = l3 as u32;
     // An answer must not carry a source route or a recorded one.
-    syn.answerable = u32::from(length == size_of::<Header>() && header.length != 0);
+    segment.answerable = u32::from(length == size_of::<Header>() && header.length != 0);
     Parsed::Syn
 }

@@ -5,7 +5,7 @@
 
 use weir_common::addr::Addr;
 
-use super::{Ip, Parsed, Syn, tcp::TCP, total};
+use super::{Ip, Parsed, Segment, tcp::TCP, total};
 use crate::hook::{Packet, Plain};
 
 #[repr(C, packed)]
@@ -121,7 +121,7 @@ pub fn follow<P: Packet>(packet: &P, offset: usize, mut next: u8) -> Chain {
 }
 
 #[inline(always)]
-pub fn parse<P: Packet>(packet: &P, l3: usize, syn: &mut Syn, ip: &mut Ip) -> Parsed {
+pub fn parse<P: Packet>(packet: &P, l3: usize, segment: &mut Segment, ip: &mut Ip) -> Parsed {
     let Some(header) = packet.header::<Header>(l3) else { return Parsed::Short };
     if header.next != TCP && !is_extension(header.next) {
         return Parsed::Other;
@@ -156,12 +156,12 @@ pub fn parse<P: Packet>(packet: &P, l3: usize, syn: &mut Syn, ip: &mut Ip) -> Pa
     }
     ip.l4 = l3 + length;
     ip.length = total.saturating_sub(length) as u32;
-    syn.source = address(header.source);
-    syn.destination = address(header.destination);
-    syn.l3 = l3 as u32;
+    segment.source = address(header.source);
+    segment.destination = address(header.destination);
+    segment.l3 = l3 as u32;
     // An answer to an address that stands for one of IPv4 would be written as IPv4.
-    let plain = length == size_of::<Header>() && stated != 0 && !syn.destination.is_v4();
-    syn.answerable = u32::from(plain);
+    let plain = length == size_of::<Header>() && stated != 0 && !segment.destination.is_v4();
+    segment.answerable = u32::from(plain);
     Parsed::Syn
 }
 

@@ -1,7 +1,7 @@
-//! From bytes to the one thing that matters here: is this a SYN, of whom, to whom?
+//! From bytes to a TCP segment: of whom, to whom, and does it start a connection?
 //!
-//! One protocol layer per file; no policy. Everything that is not the start of a TCP connection
-//! leaves as early as it can be told.
+//! One protocol layer per file; no policy. What is no TCP leaves as early as it can be told, and so
+//! does, where no connection is tracked, what is no SYN.
 
 mod eth;
 mod ipv4;
@@ -12,30 +12,34 @@ use weir_common::addr::Addr;
 
 use crate::hook::{Packet, has_ethernet, opaque};
 
-/// The start of a TCP connection: SYN without ACK.
+/// A TCP segment.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Syn {
+pub struct Segment {
     pub source: Addr,
     pub destination: Addr,
     /// Source port << 16 | destination port.
     pub ports: u32,
-    /// Initial sequence number.
-    pub isn: u32,
+    /// Sequence number: of a SYN, the connection's first.
+    pub sequence: u32,
+    pub acknowledgment: u32,
+    /// [`weir_common::track::flag`].
+    pub flags: u32,
     /// Offset of the IP header.
     pub l3: u32,
     /// Offset of the TCP header.
     pub l4: u32,
     /// Bytes of the TCP header with its options, 20 to 60.
     pub l4_length: u32,
-    /// Bytes of payload (TCP Fast Open).
+    /// Bytes of payload; of a SYN, TCP Fast Open's.
     pub payload: u32,
-    /// 1 if it can be turned into an answer in place: whole, without IP options or extension
+    /// 1 if a SYN can be turned into an answer in place: whole, without IP options or extension
     /// headers.
     pub answerable: u32,
+    pub _reserved: u32,
 }
 
-impl Syn {
+impl Segment {
     /// Memory for one.
     #[inline(always)]
     pub fn empty() -> Self {
@@ -46,12 +50,15 @@ impl Syn {
             source: address,
             destination: address,
             ports: half,
-            isn: half,
+            sequence: half,
+            acknowledgment: half,
+            flags: half,
             l3: half,
             l4: half,
             l4_length: half,
             payload: half,
             answerable: half,
+            _reserved: half,
         }
     }
 
@@ -67,10 +74,12 @@ impl Syn {
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Parsed {
-    /// Go on with the next layer; as a result: a SYN.
+    /// Go on with the next layer; as a result: SYN without ACK, the start of a connection.
     Syn,
-    /// Not the start of a TCP connection.
+    /// Not TCP, or nothing that a receiver would look at.
     Other,
+    /// Another TCP segment.
+    Later,
     /// A later fragment of TCP: without ports; its first fragment was judged.
     Fragment,
     /// Malformed: the stack will drop it.
@@ -87,9 +96,10 @@ impl Parsed {
     /// From the number that a parsing function returned.
     #[inline(always)]
     pub fn from_code(code: u64) -> Self {
-        const ALL: [Parsed; 7] = [
+        const ALL: [Parsed; 8] = [
             Parsed::Syn,
             Parsed::Other,
+            Parsed::Later,
             Parsed::Fragment,
             Parsed::Malformed,
             Parsed::TinyFragment,
@@ -131,13 +141,30 @@ fn total<P: Packet>(packet: &P, l3: usize, stated: usize) -> Option<usize> {
 /// What can be told of a packet at a glance.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Glance {
-    /// Plainly not the start of a TCP connection: IP without options, fragments or tags, and not TCP
-    /// or without SYN.
+    /// Plainly not TCP.
     Other,
-    /// TCP with SYN, whose header follows a bare IPv4 header.
-    PlainV4,
+    /// Plainly TCP without SYN, behind a bare IPv4 header.
+    LaterV4,
+    /// Plainly TCP without SYN, behind a bare IPv6 header.
+    LaterV6,
+    /// TCP with SYN, behind a bare IPv4 header.
+    SynV4,
     /// [`parse`] knows.
     Unknown,
+}
+
+impl Glance {
+    /// Whether this is TCP without SYN.
+    #[inline(always)]
+    pub fn is_later(self) -> bool {
+        matches!(self, Self::LaterV4 | Self::LaterV6)
+    }
+
+    /// Whether the TCP header follows a bare IPv4 header.
+    #[inline(always)]
+    pub fn is_plain_v4(self) -> bool {
+        matches!(self, Self::LaterV4 | Self::SynV4)
+    }
 }
 
 const ETHERNET: usize = 14;
@@ -160,13 +187,13 @@ pub fn glance<P: Packet>(packet: &P) -> Glance {
                 return Glance::Unknown;
             }
             match packet.header::<[u8; ETHERNET + 34]>(0) {
-                Some(head) if head[ETHERNET + 33] & tcp::SYN == 0 => Glance::Other,
-                Some(_) => Glance::PlainV4,
+                Some(head) if head[ETHERNET + 33] & tcp::SYN == 0 => Glance::LaterV4,
+                Some(_) => Glance::SynV4,
                 None => Glance::Unknown,
             }
         }
         (0x86, 0xdd) if head[20] == tcp::TCP => match packet.header::<[u8; ETHERNET + 54]>(0) {
-            Some(head) if head[ETHERNET + 53] & tcp::SYN == 0 => Glance::Other,
+            Some(head) if head[ETHERNET + 53] & tcp::SYN == 0 => Glance::LaterV6,
             _ => Glance::Unknown,
         },
         (0x86, 0xdd) if !ipv6::is_extension(head[20]) => Glance::Other,
@@ -174,31 +201,31 @@ pub fn glance<P: Packet>(packet: &P) -> Glance {
     }
 }
 
-/// Parses a packet that is [`Glance::PlainV4`].
+/// Parses a packet whose TCP header follows a bare IPv4 header.
 #[inline(always)]
-pub fn parse_plain<P: Packet>(packet: &P, syn: &mut Syn) -> Parsed {
+pub fn parse_plain<P: Packet>(packet: &P, segment: &mut Segment) -> Parsed {
     let mut ip = Ip::default();
-    let parsed = ipv4::parse(packet, ETHERNET, syn, &mut ip);
+    let parsed = ipv4::parse(packet, ETHERNET, segment, &mut ip);
     if parsed != Parsed::Syn {
         return parsed;
     }
     ip.l4 = ETHERNET + 20;
-    tcp::parse(packet, &ip, syn)
+    tcp::parse(packet, &ip, segment)
 }
 
-/// Parses a packet; fills `syn` when it is one.
+/// Parses a packet; fills `segment` when it is one of TCP.
 #[inline(always)]
-pub fn parse<P: Packet>(packet: &P, syn: &mut Syn) -> Parsed {
+pub fn parse<P: Packet>(packet: &P, segment: &mut Segment) -> Parsed {
     let mut l3 = 0;
     let mut ip = Ip::default();
     let parsed = match eth::parse(packet, &mut l3) {
-        eth::Network::V4 => ipv4::parse(packet, l3, syn, &mut ip),
-        eth::Network::V6 => ipv6::parse(packet, l3, syn, &mut ip),
+        eth::Network::V4 => ipv4::parse(packet, l3, segment, &mut ip),
+        eth::Network::V6 => ipv6::parse(packet, l3, segment, &mut ip),
         eth::Network::Other => return Parsed::Other,
         eth::Network::Short => return Parsed::Short,
     };
     if parsed != Parsed::Syn {
         return parsed;
     }
-    tcp::parse(packet, &ip, syn)
+    tcp::parse(packet, &ip, segment)
 }

@@ -3,7 +3,7 @@
 //! A fragment that splits the header, or that starts 8 bytes into it and could overwrite the flags
 //! of the first, has no honest use (RFC 1858 §3, RFC 3128): refused where a workload has rules.
 
-use super::{Ip, Parsed, Syn};
+use super::{Ip, Parsed, Segment};
 use crate::hook::{Packet, Plain};
 
 /// Protocol number.
@@ -33,7 +33,7 @@ const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
 #[inline(always)]
-pub fn parse<P: Packet>(packet: &P, ip: &Ip, syn: &mut Syn) -> Parsed {
+pub fn parse<P: Packet>(packet: &P, ip: &Ip, segment: &mut Segment) -> Parsed {
     match ip.fragment_offset {
         0 if ip.more_fragments && ip.length < size_of::<Header>() as u32 => {
             return Parsed::TinyFragment;
@@ -44,21 +44,21 @@ pub fn parse<P: Packet>(packet: &P, ip: &Ip, syn: &mut Syn) -> Parsed {
     }
     let Some(header) = packet.header::<Header>(ip.l4) else { return Parsed::Short };
     // SYN alone, or with ECN's ECE and CWR, or with data (TFO). A SYN with RST opens nothing.
-    if header.flags & (SYN | ACK | RST) != SYN {
-        return Parsed::Other;
-    }
+    let is_syn = header.flags & (SYN | ACK | RST) == SYN;
     let length = u32::from(header.offset >> 4) * 4;
-    if length > ip.length && ip.more_fragments {
+    if length > ip.length && ip.more_fragments && is_syn {
         return Parsed::TinyFragment;
     }
     if length < size_of::<Header>() as u32 || length > ip.length {
-        return Parsed::Malformed;
+        return if is_syn { Parsed::Malformed } else { Parsed::Other };
     }
-    syn.ports = u32::from_be(header.ports);
-    syn.isn = u32::from_be(header.sequence);
-    syn.l4 = ip.l4 as u32;
-    syn.l4_length = length;
-    syn.payload = ip.length - length;
-    syn.answerable &= u32::from(!ip.more_fragments);
-    Parsed::Syn
+    segment.ports = u32::from_be(header.ports);
+    segment.sequence = u32::from_be(header.sequence);
+    segment.acknowledgment = u32::from_be(header.acknowledgment);
+    segment.flags = u32::from(header.flags);
+    segment.l4 = ip.l4 as u32;
+    segment.l4_length = length;
+    segment.payload = ip.length - length;
+    segment.answerable &= u32::from(!ip.more_fragments);
+    if is_syn { Parsed::Syn } else { Parsed::Later }
 }
