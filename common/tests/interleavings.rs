@@ -1,14 +1,16 @@
 //! Many CPUs, one word: what a schedule may and may not change.
 //!
-//! The words are a model checker's, which runs the threads of each test in many hundreds of orders.
-//! It explores sequentially consistent orders, as a word's compare-and-swap guarantees them.
+//! Buckets, buckets of sources and remembered handshakes. The words are a model checker's.
 #![allow(clippy::expect_used, reason = "helpers of tests may panic as tests do")]
 
 #[path = "model/memory.rs"]
 mod memory;
+#[path = "model/schedule.rs"]
+mod schedule;
 
 use std::sync::Arc;
 
+use schedule::{Shared, SharedLine, explore, together};
 use shuttle::{
     sync::atomic::{AtomicU64, Ordering},
     thread,
@@ -25,71 +27,6 @@ const SECOND: u64 = 1_000_000_000;
 /// A machine that is up for a while, in whole ticks and seconds.
 const NOW_NS: u64 = 1_000_000 * SECOND;
 const NOW: Q8 = q8(NOW_NS);
-
-/// Explores a test's schedules: many at random, and many with few but well-placed switches,
-/// which find what needs one thread to sleep for long.
-fn explore(test: impl Fn() + Send + Sync + 'static) {
-    let test = Arc::new(test);
-    let again = Arc::clone(&test);
-    shuttle::check_random(move || test(), 800);
-    shuttle::check_pct(move || again(), 800, 4);
-}
-
-/// A word of the model checker.
-struct Shared(AtomicU64);
-
-impl Shared {
-    fn new(word: u64) -> Self {
-        Self(AtomicU64::new(word))
-    }
-}
-
-impl Word for Shared {
-    fn load(&self) -> u64 {
-        self.0.load(Ordering::SeqCst)
-    }
-
-    fn compare_exchange(&self, current: u64, new: u64) -> Result<u64, u64> {
-        self.0.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
-    }
-}
-
-/// A line of the model checker's words.
-struct SharedLine([Shared; LINE]);
-
-impl SharedLine {
-    fn new(words: [u64; LINE]) -> Self {
-        Self(words.map(Shared::new))
-    }
-}
-
-impl Line for SharedLine {
-    type Word<'line> = &'line Shared;
-
-    fn word(&self, index: usize) -> &Shared {
-        &self.0[index]
-    }
-}
-
-/// Runs one thread per item and collects what they return.
-fn together<T, R>(
-    items: impl IntoIterator<Item = T>,
-    run: impl Fn(T) -> R + Send + Sync + 'static,
-) -> Vec<R>
-where
-    T: Send + 'static,
-    R: Send + 'static,
-{
-    let run = Arc::new(run);
-    let threads: Vec<_> = items
-        .into_iter()
-        .map(|item| {
-            let run = Arc::clone(&run);
-            thread::spawn(move || run(item))
-        })
-        .collect();
-    threads.into_iter().map(|thread| thread.join().expect("a thread of the test")).collect()
-}
 
 /// Counts admissions; nobody in these tests has enough rivals to be contended.
 fn admitted(taken: &[Taken]) -> u64 {
