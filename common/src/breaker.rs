@@ -209,7 +209,7 @@ impl Clock {
     #[inline(always)]
     fn new(params: &Params, now_ns: u64) -> Self {
         let timeout_ms = at_least_one(params.timeout_ms);
-        Self { now_ns, timeout_ms, period: now_ns / (timeout_ms * MS) }
+        Self { now_ns, timeout_ms, period: units(now_ns, timeout_ms) }
     }
 
     /// The period of an earlier time; all that is older than the previous one is the same.
@@ -231,6 +231,14 @@ impl Clock {
 #[inline(always)]
 const fn at_least_one(ms: u32) -> u64 {
     if ms == 0 { 1 } else { ms as u64 }
+}
+
+/// `ns` in units of so many milliseconds, of which there is one at least. The branch is for compilers:
+/// they would call for a panic.
+#[inline(always)]
+const fn units(ns: u64, ms: u64) -> u64 {
+    let unit = ms * MS;
+    if unit == 0 { 0 } else { ns / unit }
 }
 
 /// A word of `epoch:8 | number:20 | a:18 | b:18`.
@@ -455,7 +463,7 @@ impl State {
         let ticks = tick(now_ns).wrapping_sub(self.time) & mask(TIME);
         // A CPU may have an older time than whoever closed it.
         let ticks = if ticks > mask(TIME) / 2 { 0 } else { ticks };
-        let forgotten = (ticks << TICK_SHIFT) / (at_least_one(params.interval_ms) * MS);
+        let forgotten = units(ticks << TICK_SHIFT, at_least_one(params.interval_ms));
         self.ejections.saturating_sub(forgotten)
     }
 
@@ -529,89 +537,364 @@ pub enum Edge {
 }
 
 /// What came of an attempt.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Succeeded,
-    Failed,
-    Abandoned,
-    FailedAfterSuccess,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Verdict {
+    /// It was answered.
+    Succeeded = 1,
+    /// It was refused.
+    Failed = 2,
+    /// It was answered, told so, and failed after all.
+    FailedAfterSuccess = 3,
+    /// It is taken back, which says nothing; a probe's permit returns.
+    Abandoned = 4,
+}
+
+/// A breaker's words and parameters, as steps of one compare-and-swap each.
+///
+/// Whoever asks or reports goes through a few of them, and tries one again that another was faster
+/// than. In the kernel each is a function of its own, verified once.
+pub trait Steps {
+    /// Tries to admit a SYN.
+    fn try_admit(&self, now_ns: u64) -> Asked;
+    /// Tries to take a verdict.
+    fn try_judge(&self, epoch: u8, verdict: Verdict, opened_ns: u64, now_ns: u64) -> Told;
+    /// Tries to count verdicts of a closed breaker in the present window; whether the ratio trips it.
+    fn try_count(&self, epoch: u8, ok: u64, failed: u64, now_ns: u64) -> Counted;
+    /// Tries to count failures in a row of a closed breaker, which may trip it.
+    fn try_fail(&self, epoch: u8, failures: u64, ratio_trips: bool, now_ns: u64) -> Failed;
+    /// Tries to end a row of failures; `false` to try again.
+    fn try_calm(&self, epoch: u8) -> bool;
+}
+
+/// What came of [`Steps::try_admit`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// This, with an edge of this step.
+    Done(Admission, Edge),
+    /// A closed breaker counted it as an attempt; so many others timed out, which is to be counted.
+    Admitted {
+        /// What the verdict must name.
+        epoch: u8,
+        /// How many.
+        timed_out: u64,
+    },
+    /// The breaker closed by this step: try again.
+    Closed,
+    /// Another was faster: try again.
+    Again,
+}
+
+/// What came of [`Steps::try_judge`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Nothing more to do.
+    Done(Edge),
+    /// A closed breaker took the attempt from those without a verdict.
+    Taken {
+        /// How many others timed out.
+        timed_out: u64,
+        /// Whether this one was still there.
+        counts: bool,
+    },
+    /// Another was faster: try again.
+    Again,
+}
+
+/// What came of [`Steps::try_count`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Counted, or the epoch is over: the ratio does not trip it.
+    Calm,
+    /// Counted: the ratio trips it.
+    Trips,
+    /// Another was faster: try again.
+    Again,
+}
+
+/// What came of counting failures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// Counted.
+    Counted,
+    /// Counted, and the breaker is open.
+    Tripped,
+    /// The epoch is over.
+    Stale,
+    /// Another was faster: try again.
+    Again,
 }
 
 /// Asks whether a SYN may pass, and counts it as an attempt if so.
 ///
 /// What timed out before is counted first; if that trips the breaker, this SYN is refused.
 #[inline(always)]
-pub fn admit<L: Line>(line: &L, params: &Params, now_ns: u64) -> (Admission, Edge) {
-    let clock = Clock::new(params, now_ns);
+pub fn ask<S: Steps>(steps: &S, now_ns: u64) -> (Admission, Edge) {
     let mut edge = Edge::None;
-    let mut counted = None;
     for _ in 0..TRIES {
+        match steps.try_admit(now_ns) {
+            Asked::Done(admission, Edge::None) => return (admission, edge),
+            Asked::Done(admission, last) => return (admission, last),
+            Asked::Admitted { epoch, timed_out: 0 } => {
+                return (Admission::Admitted { epoch }, edge);
+            }
+            // The attempt that was counted is of an epoch that is over if this trips it.
+            Asked::Admitted { epoch, timed_out } => {
+                return match fail(steps, epoch, timed_out, now_ns) {
+                    Failed::Counted => (Admission::Admitted { epoch }, edge),
+                    Failed::Tripped => (Admission::Open, Edge::Tripped),
+                    Failed::Stale => (Admission::Open, edge),
+                    Failed::Again => (Admission::Contended, edge),
+                };
+            }
+            Asked::Closed => edge = Edge::Closed,
+            Asked::Again => {}
+        }
+    }
+    (Admission::Contended, edge)
+}
+
+/// Reports what came of an attempt that was admitted in `epoch` at `opened_ns`.
+#[inline(always)]
+pub fn tell<S: Steps>(steps: &S, epoch: u8, verdict: Verdict, opened_ns: u64, now_ns: u64) -> Edge {
+    let (mut timed_out, mut counts) = (0, false);
+    for _ in 0..TRIES {
+        match steps.try_judge(epoch, verdict, opened_ns, now_ns) {
+            Told::Done(edge) => return edge,
+            Told::Taken { timed_out: late, counts: was_there } => {
+                (timed_out, counts) = (late, was_there);
+                break;
+            }
+            Told::Again => {}
+        }
+    }
+    let fails = matches!(verdict, Verdict::Failed | Verdict::FailedAfterSuccess);
+    let failures = timed_out + u64::from(counts && fails);
+    if failures > 0 && matches!(fail(steps, epoch, failures, now_ns), Failed::Tripped) {
+        return Edge::Tripped;
+    }
+    if counts && matches!(verdict, Verdict::Succeeded) {
+        for _ in 0..TRIES {
+            if !matches!(steps.try_count(epoch, 1, 0, now_ns), Counted::Again) {
+                break;
+            }
+        }
+        for _ in 0..TRIES {
+            if steps.try_calm(epoch) {
+                break;
+            }
+        }
+    }
+    Edge::None
+}
+
+/// Counts failures of a closed breaker, which may trip it.
+#[inline(always)]
+fn fail<S: Steps>(steps: &S, epoch: u8, failures: u64, now_ns: u64) -> Failed {
+    let mut ratio_trips = false;
+    for _ in 0..TRIES {
+        match steps.try_count(epoch, 0, failures, now_ns) {
+            Counted::Again => {}
+            counted => {
+                ratio_trips = matches!(counted, Counted::Trips);
+                break;
+            }
+        }
+    }
+    for _ in 0..TRIES {
+        match steps.try_fail(epoch, failures, ratio_trips, now_ns) {
+            Failed::Again => {}
+            failed => return failed,
+        }
+    }
+    Failed::Again
+}
+
+/// The steps on a line itself.
+#[derive(Clone, Copy)]
+pub struct Direct<'a, L> {
+    /// The breaker's words.
+    pub line: &'a L,
+    /// Its parameters.
+    pub params: &'a Params,
+}
+
+impl<L: Line> Steps for Direct<'_, L> {
+    #[inline(always)]
+    fn try_admit(&self, now_ns: u64) -> Asked {
+        let Self { line, params } = *self;
+        let clock = Clock::new(params, now_ns);
         // In this order: see above.
         let attempts = line.word(ATTEMPTS).load();
         let word = line.word(STATE).load();
         let state = State::read(word);
+        let set = |next: State| line.word(STATE).compare_exchange(word, next.write()).is_ok();
         match state.phase {
             Phase::Closed => {
                 let (mut now, timed_out) = Attempts::read(attempts, state.epoch).at(clock);
-                if timed_out > 0 && !matches!(edge, Edge::None) {
-                    // Two edges do not fit: the next will see.
-                    break;
-                }
                 if now.current < mask(COUNT) {
                     now.current += 1;
                 }
                 let next = now.write(state.epoch);
-                if line.word(ATTEMPTS).compare_exchange(attempts, next).is_ok() {
-                    counted = Some((state.epoch, timed_out));
-                    break;
+                match line.word(ATTEMPTS).compare_exchange(attempts, next) {
+                    Ok(_) => Asked::Admitted { epoch: state.epoch as u8, timed_out },
+                    Err(_) => Asked::Again,
+                }
+            }
+            Phase::Open if state.remaining(params, now_ns) > 0 => {
+                Asked::Done(Admission::Open, Edge::None)
+            }
+            Phase::Open if params.probes == 0 => {
+                if set(state.closed(now_ns)) {
+                    Asked::Closed
+                } else {
+                    Asked::Again
                 }
             }
             Phase::Open => {
-                if state.remaining(params, now_ns) > 0 {
-                    return (Admission::Open, edge);
-                }
-                if params.probes == 0 {
-                    let next = state.closed(now_ns).write();
-                    if line.word(STATE).compare_exchange(word, next).is_ok() {
-                        edge = Edge::Closed;
-                    }
-                    continue;
-                }
                 let mut next = state.half_open(clock);
                 next.probes.current = 1;
-                if line.word(STATE).compare_exchange(word, next.write()).is_ok() {
-                    return (Admission::Admitted { epoch: next.epoch as u8 }, Edge::HalfOpened);
+                if set(next) {
+                    let admission = Admission::Admitted { epoch: next.epoch as u8 };
+                    Asked::Done(admission, Edge::HalfOpened)
+                } else {
+                    Asked::Again
                 }
             }
             Phase::HalfOpen => {
                 let (mut probes, timed_out) = state.probes.at(clock);
-                let (next, admission, after) = if timed_out > 0 {
-                    let next = state.open(state.ejections, params, now_ns);
-                    (next, Admission::Open, Edge::Reopened)
-                } else if probes.all() < params.permits() {
-                    probes.current += 1;
+                if timed_out > 0 {
+                    return if set(state.open(state.ejections, params, now_ns)) {
+                        Asked::Done(Admission::Open, Edge::Reopened)
+                    } else {
+                        Asked::Again
+                    };
+                }
+                if probes.all() >= params.permits() {
+                    return Asked::Done(Admission::Probing, Edge::None);
+                }
+                probes.current += 1;
+                if set(State { probes, ..state }) {
                     let admission = Admission::Admitted { epoch: state.epoch as u8 };
-                    (State { probes, ..state }, admission, edge)
+                    Asked::Done(admission, Edge::None)
                 } else {
-                    return (Admission::Probing, edge);
-                };
-                if line.word(STATE).compare_exchange(word, next.write()).is_ok() {
-                    return (admission, after);
+                    Asked::Again
                 }
             }
         }
     }
-    match counted {
-        None => (Admission::Contended, edge),
-        Some((epoch, 0)) => (Admission::Admitted { epoch: epoch as u8 }, edge),
-        Some((epoch, timed_out)) => match fail(line, params, epoch, timed_out, now_ns) {
-            Failed::Counted => (Admission::Admitted { epoch: epoch as u8 }, edge),
-            // The attempt that was counted is of an epoch that is over.
-            Failed::Tripped => (Admission::Open, Edge::Tripped),
-            Failed::Stale => (Admission::Open, edge),
-            Failed::Contended => (Admission::Contended, edge),
-        },
+
+    #[inline(always)]
+    fn try_judge(&self, epoch: u8, verdict: Verdict, opened_ns: u64, now_ns: u64) -> Told {
+        let Self { line, params } = *self;
+        let clock = Clock::new(params, now_ns);
+        let period = clock.period_of(opened_ns);
+        let epoch = u64::from(epoch);
+        // In this order: see above.
+        let attempts = line.word(ATTEMPTS).load();
+        let word = line.word(STATE).load();
+        let state = State::read(word);
+        if state.epoch != epoch {
+            return Told::Done(Edge::None);
+        }
+        match state.phase {
+            Phase::Open => Told::Done(Edge::None),
+            Phase::HalfOpen => {
+                let Some((next, edge)) = state.probed(verdict, period, params, clock) else {
+                    return Told::Done(Edge::None);
+                };
+                match line.word(STATE).compare_exchange(word, next.write()) {
+                    Ok(_) => Told::Done(edge),
+                    Err(_) => Told::Again,
+                }
+            }
+            Phase::Closed => {
+                let (now, timed_out) = Attempts::read(attempts, epoch).at(clock);
+                let left = match verdict {
+                    Verdict::FailedAfterSuccess => Some(now),
+                    _ => now.without(period),
+                };
+                let counts = left.is_some();
+                let next = match left {
+                    Some(left) => left.write(epoch),
+                    None => now.write(epoch),
+                };
+                match line.word(ATTEMPTS).compare_exchange(attempts, next) {
+                    Ok(_) => Told::Taken { timed_out, counts },
+                    Err(_) => Told::Again,
+                }
+            }
+        }
     }
+
+    #[inline(always)]
+    fn try_count(&self, epoch: u8, ok: u64, failed: u64, now_ns: u64) -> Counted {
+        let Self { line, params } = *self;
+        let epoch = u64::from(epoch);
+        let number = window(params, now_ns);
+        let (this, other) = windows(number);
+        // In this order: see above.
+        let word = line.word(this).load();
+        if State::read(line.word(STATE).load()).epoch != epoch {
+            return Counted::Calm;
+        }
+        let before = recent(word, epoch, number, params);
+        // One that is ahead stays what it is.
+        let of_now = epoch_of(word) != epoch
+            || behind(number, number_of(word), params.interval_ms as u64).is_some();
+        let at = if of_now { number } else { number_of(word) };
+        let here = before.and(Verdicts { ok, failed });
+        let next = counts(epoch, at, here.ok, here.failed);
+        if line.word(this).compare_exchange(word, next).is_err() {
+            return Counted::Again;
+        }
+        let there = recent(line.word(other).load(), epoch, number, params);
+        // All verdicts of the last interval, and of as much of the one before as the present window
+        // has yet to run.
+        let all = Verdicts { ok: here.ok + there.ok, failed: here.failed + there.failed };
+        if params.ratio_trips(all) { Counted::Trips } else { Counted::Calm }
+    }
+
+    #[inline(always)]
+    fn try_fail(&self, epoch: u8, failures: u64, ratio_trips: bool, now_ns: u64) -> Failed {
+        let Self { line, params } = *self;
+        let word = line.word(STATE).load();
+        let state = State::read(word);
+        if state.epoch != u64::from(epoch) || !matches!(state.phase, Phase::Closed) {
+            return Failed::Stale;
+        }
+        let consecutive = at_most(state.consecutive + failures, MAX_CONSECUTIVE);
+        let trips = ratio_trips || (params.errors > 0 && consecutive >= params.errors as u64);
+        let next = if trips {
+            state.open(state.remembered(params, now_ns), params, now_ns)
+        } else {
+            State { consecutive, ..state }
+        };
+        match line.word(STATE).compare_exchange(word, next.write()) {
+            Ok(_) if trips => Failed::Tripped,
+            Ok(_) => Failed::Counted,
+            Err(_) => Failed::Again,
+        }
+    }
+
+    #[inline(always)]
+    fn try_calm(&self, epoch: u8) -> bool {
+        let line = self.line;
+        let word = line.word(STATE).load();
+        let state = State::read(word);
+        let over = state.epoch != u64::from(epoch) || !matches!(state.phase, Phase::Closed);
+        if over || state.consecutive == 0 {
+            return true;
+        }
+        let next = State { consecutive: 0, ..state };
+        line.word(STATE).compare_exchange(word, next.write()).is_ok()
+    }
+}
+
+/// [`ask`] of a line.
+#[inline(always)]
+pub fn admit<L: Line>(line: &L, params: &Params, now_ns: u64) -> (Admission, Edge) {
+    ask(&Direct { line, params }, now_ns)
 }
 
 /// Whether [`admit`] would refuse, and change nothing. Writes nothing.
@@ -669,7 +952,6 @@ pub fn failed_after_success<L: Line>(line: &L, params: &Params, epoch: u8, now_n
     judge(line, params, epoch, Verdict::FailedAfterSuccess, now_ns, now_ns)
 }
 
-/// Counts a verdict, and what timed out before it.
 #[inline(always)]
 fn judge<L: Line>(
     line: &L,
@@ -679,106 +961,7 @@ fn judge<L: Line>(
     opened_ns: u64,
     now_ns: u64,
 ) -> Edge {
-    let clock = Clock::new(params, now_ns);
-    let period = clock.period_of(opened_ns);
-    let epoch = epoch as u64;
-    let (mut timed_out, mut counts) = (0, false);
-    for _ in 0..TRIES {
-        // In this order: see above.
-        let attempts = line.word(ATTEMPTS).load();
-        let word = line.word(STATE).load();
-        let state = State::read(word);
-        if state.epoch != epoch {
-            return Edge::None;
-        }
-        match state.phase {
-            Phase::Open => return Edge::None,
-            Phase::HalfOpen => {
-                let Some((next, edge)) = state.probed(verdict, period, params, clock) else {
-                    return Edge::None;
-                };
-                if line.word(STATE).compare_exchange(word, next.write()).is_ok() {
-                    return edge;
-                }
-            }
-            Phase::Closed => {
-                let (now, late) = Attempts::read(attempts, epoch).at(clock);
-                let left = match verdict {
-                    Verdict::FailedAfterSuccess => Some(now),
-                    _ => now.without(period),
-                };
-                let next = match left {
-                    Some(left) => left.write(epoch),
-                    None => now.write(epoch),
-                };
-                if line.word(ATTEMPTS).compare_exchange(attempts, next).is_ok() {
-                    (timed_out, counts) = (late, left.is_some());
-                    break;
-                }
-            }
-        }
-    }
-    let fails = matches!(verdict, Verdict::Failed | Verdict::FailedAfterSuccess);
-    let failures = timed_out + (counts && fails) as u64;
-    if failures > 0 && matches!(fail(line, params, epoch, failures, now_ns), Failed::Tripped) {
-        return Edge::Tripped;
-    }
-    if counts && matches!(verdict, Verdict::Succeeded) {
-        succeed(line, params, epoch, now_ns);
-    }
-    Edge::None
-}
-
-/// What came of counting failures.
-enum Failed {
-    Counted,
-    Tripped,
-    /// The epoch is over.
-    Stale,
-    Contended,
-}
-
-/// Counts failures of a closed breaker, which may trip it.
-#[inline(always)]
-fn fail<L: Line>(line: &L, params: &Params, epoch: u64, failures: u64, now_ns: u64) -> Failed {
-    let verdicts = count(line, params, epoch, Verdicts { ok: 0, failed: failures }, now_ns);
-    let ratio_trips = params.ratio_trips(verdicts);
-    for _ in 0..TRIES {
-        let word = line.word(STATE).load();
-        let state = State::read(word);
-        if state.epoch != epoch || !matches!(state.phase, Phase::Closed) {
-            return Failed::Stale;
-        }
-        let consecutive = at_most(state.consecutive + failures, MAX_CONSECUTIVE);
-        let trips = ratio_trips || (params.errors > 0 && consecutive >= params.errors as u64);
-        let next = if trips {
-            state.open(state.remembered(params, now_ns), params, now_ns)
-        } else {
-            State { consecutive, ..state }
-        };
-        if line.word(STATE).compare_exchange(word, next.write()).is_ok() {
-            return if trips { Failed::Tripped } else { Failed::Counted };
-        }
-    }
-    Failed::Contended
-}
-
-/// Counts a success of a closed breaker.
-#[inline(always)]
-fn succeed<L: Line>(line: &L, params: &Params, epoch: u64, now_ns: u64) {
-    let _ = count(line, params, epoch, Verdicts { ok: 1, failed: 0 }, now_ns);
-    for _ in 0..TRIES {
-        let word = line.word(STATE).load();
-        let state = State::read(word);
-        let over = state.epoch != epoch || !matches!(state.phase, Phase::Closed);
-        if over || state.consecutive == 0 {
-            return;
-        }
-        let next = State { consecutive: 0, ..state };
-        if line.word(STATE).compare_exchange(word, next.write()).is_ok() {
-            return;
-        }
-    }
+    tell(&Direct { line, params }, epoch, verdict, opened_ns, now_ns)
 }
 
 /// The words of the window that a number names, and of the one before.
@@ -789,7 +972,7 @@ const fn windows(number: u64) -> (usize, usize) {
 
 #[inline(always)]
 fn window(params: &Params, now_ns: u64) -> u64 {
-    (now_ns / (at_least_one(params.interval_ms) * MS)) & mask(NUMBER)
+    units(now_ns, at_least_one(params.interval_ms)) & mask(NUMBER)
 }
 
 /// The verdicts of a word that belong to a window or the one before it.
@@ -799,40 +982,6 @@ const fn recent(word: u64, epoch: u64, number: u64, params: &Params) -> Verdicts
         None | Some(0 | 1) if epoch_of(word) == epoch => Verdicts::read(word),
         _ => Verdicts::NONE,
     }
-}
-
-/// Counts verdicts in the present window, and returns what it and the previous one hold: all verdicts
-/// of the last interval, and of as much of the one before as the present window has yet to run.
-#[inline(always)]
-fn count<L: Line>(
-    line: &L,
-    params: &Params,
-    epoch: u64,
-    verdicts: Verdicts,
-    now_ns: u64,
-) -> Verdicts {
-    let number = window(params, now_ns);
-    let (this, other) = windows(number);
-    let mut here = Verdicts::NONE;
-    for _ in 0..TRIES {
-        // In this order: see above.
-        let word = line.word(this).load();
-        if State::read(line.word(STATE).load()).epoch != epoch {
-            return Verdicts::NONE;
-        }
-        let before = recent(word, epoch, number, params);
-        // One that is ahead stays what it is.
-        let of_now = epoch_of(word) != epoch
-            || behind(number, number_of(word), params.interval_ms as u64).is_some();
-        let at = if of_now { number } else { number_of(word) };
-        here = before.and(verdicts);
-        let next = counts(epoch, at, here.ok, here.failed);
-        if line.word(this).compare_exchange(word, next).is_ok() {
-            break;
-        }
-    }
-    let there = recent(line.word(other).load(), epoch, number, params);
-    Verdicts { ok: here.ok + there.ok, failed: here.failed + there.failed }
 }
 
 /// A breaker at a time.

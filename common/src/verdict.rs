@@ -124,6 +124,14 @@ reasons! {
     TableFull = 24, "table_full";
     /// Would have been refused by a limit on connections, which nobody has audited for too long.
     Unaudited = 25, "unaudited";
+    /// A breaker opened: enough failed.
+    BreakerTripped = 26, "breaker_tripped";
+    /// A breaker opened again: a probe failed.
+    BreakerReopened = 27, "breaker_reopened";
+    /// A breaker's time is over: it lets probes through.
+    BreakerHalfOpened = 28, "breaker_half_opened";
+    /// A breaker closed: enough probes succeeded.
+    BreakerClosed = 29, "breaker_closed";
 }
 
 /// Room for reasons in a counter row; at least [`Reason::ALL`]'s length.

@@ -1,18 +1,20 @@
 //! The decision at a TC hook: the only place that spends.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::{bindings::__sk_buff, helpers::bpf_ktime_get_ns};
 use weir_common::{
-    gcra::{self, Params, Taken},
-    layout::{Direction, Hook, RULE_DROP, TRACKED, Workload},
+    layout::{Direction, Hook, MAX_BLOCKS, MAX_WORKLOADS, RULE_DROP, TRACKED, Workload},
     verdict::{Reason, Verdict},
 };
 
 use crate::{
     emit,
-    hook::{NEXT, SHOT, Tc},
+    hook::{NEXT, SHOT, Tc, TcHook},
     maps,
     parse::{Parsed, Segment},
-    pending, reply, rule, track, workload,
+    pending, reply,
+    rule::{self, Ruling},
+    track::{self, Known, Owner},
+    workload,
 };
 
 /// Judges one packet and returns the hook's code.
@@ -84,94 +86,169 @@ fn on_syn(tc: &Tc, hook: Hook, syn: &Segment) -> i32 {
         return NEXT;
     };
     let now_ns = now();
-    let owner = track::owner(slot, direction);
-    let tracked = rules.tracked();
-    let (mut recalled, mut known) = (None, track::Known::New);
-    let repeated = if tracked {
-        if let Some(place) = track::find(syn, owner, now_ns) {
-            known = place.know(syn, owner);
-        }
-        known == track::Known::Repeated
+    let mut site = Site::new(slot, rules.index, tc.hook());
+    let known = if rules.tracked() {
+        site = site.tracked();
+        track::known(syn, site.owner(), now_ns)
     } else {
-        let found = pending::recall(slot, direction, syn, now_ns);
-        recalled = Some(found);
-        found.is_live()
+        pending::recall(syn, site.owner(), now_ns)
     };
-    if repeated {
+    if known.is_repeated() {
         emit::count(slot, hook, Verdict::Pass, Reason::Retransmission);
         return NEXT;
     }
-    let shadow = in_shadow(workload, now_ns);
-    let peer = match direction {
-        Direction::Ingress => syn.source,
-        Direction::Egress => syn.destination,
-    };
-    let unaudited = tracked && is_unaudited(now_ns);
-    let ruling = rule::judge(rules.index, shadow, unaudited, peer, now_ns);
-    if let Some(rule) = rules.get(ruling.refused()) {
-        let reason = ruling.reason(rule, direction);
-        let drop = rule.flags & RULE_DROP != 0;
-        let verdict = refusal(workload, syn, drop, now_ns);
-        emit::refusal(slot, hook, verdict, reason, rule, syn, now_ns);
-        emit::log(slot, verdict, reason, syn);
-        if verdict == Verdict::Reset {
-            match reply::reset(tc, syn) {
-                Some(code) => return code,
-                None => emit::count(slot, hook, Verdict::Note, Reason::RewriteFailed),
-            }
-        } else if !drop && syn.answerable != 0 {
-            emit::count(slot, hook, Verdict::Note, Reason::ResetLimited);
+    let ruling = rule::judge(site, in_shadow(workload, now_ns), syn.peer(direction), now_ns);
+    if ruling.refused().is_some() {
+        if ruling.took() as u16 != 0 {
+            rule::give_back(site.block(), ruling.took(), syn.peer(direction), now_ns);
         }
-        return SHOT;
+        return refuse(tc, site, syn, ruling, now_ns);
     }
-    let must_track = tracked && ruling.admission() == Reason::Admitted;
-    if must_track && known == track::Known::Again {
+    if known.is_again() {
         // The connection that has its addresses and ports is counted already.
-        rule::give_back_tracked(rules.index, ruling.took(), peer, now_ns);
-    } else if must_track && !track::open(syn, owner, rules.index, ruling.took(), now_ns) {
-        rule::give_back(rules.index, ruling.took(), peer, now_ns);
-        return without_room(tc, hook, slot, workload, syn, now_ns);
+        rule::give_back_tracked(site.block(), ruling.took(), syn.peer(direction), now_ns);
     }
-    if let Some(rule) = rules.get(ruling.shadowed()) {
-        let reason = match rule::counts_connections(rule) && unaudited {
-            true => Reason::Unaudited,
-            false => ruling.reason(rule, direction),
-        };
-        emit::refusal(slot, hook, Verdict::Shadow, reason, rule, syn, now_ns);
-    } else {
-        emit::count(slot, hook, Verdict::Pass, ruling.admission());
-        emit::log(slot, Verdict::Pass, ruling.admission(), syn);
-    }
-    if ruling.admission() != Reason::Exempt
-        && recalled.is_some_and(|recalled| !recalled.remember(now_ns))
-    {
-        emit::count(slot, hook, Verdict::Note, Reason::NotRemembered);
+    if weir_admit(syn, site.0, ruling.0, known.0, now_ns) != 0 {
+        // What cannot be tracked cannot be counted: it is refused, or the limit would not hold.
+        rule::give_back(site.block(), ruling.took(), syn.peer(direction), now_ns);
+        return refuse(tc, site, syn, ruling, now_ns);
     }
     NEXT
 }
 
-/// What cannot be tracked cannot be counted: it is refused, or the limit would not hold.
-#[inline(always)]
-fn without_room(
-    tc: &Tc,
-    hook: Hook,
-    slot: u32,
-    workload: &Workload,
-    syn: &Segment,
+/// Where a packet is judged, packed for BPF functions.
+///
+/// Bits: 0–15 the block of rules, 16–31 the workload's slot, 32–33 the hook, 34 whether the rules'
+/// connections are tracked.
+#[derive(Clone, Copy)]
+pub struct Site(pub u64);
+
+impl Site {
+    const TRACKED: u64 = 1 << 34;
+
+    #[inline(always)]
+    fn new(slot: u32, block: u32, hook: TcHook) -> Self {
+        const { assert!(MAX_BLOCKS <= 1 << 16 && MAX_WORKLOADS <= 1 << 15) };
+        Self(u64::from(block) | u64::from(slot) << 16 | (hook as u64) << 32)
+    }
+
+    #[inline(always)]
+    fn tracked(self) -> Self {
+        Self(self.0 | Self::TRACKED)
+    }
+
+    #[inline(always)]
+    pub fn is_tracked(self) -> bool {
+        self.0 & Self::TRACKED != 0
+    }
+
+    #[inline(always)]
+    pub fn block(self) -> u32 {
+        self.0 as u32 & 0xffff
+    }
+
+    #[inline(always)]
+    fn slot(self) -> u32 {
+        (self.0 >> 16) as u32 & 0xffff
+    }
+
+    #[inline(always)]
+    fn hook(self) -> TcHook {
+        TcHook::from_bits(self.0 >> 32)
+    }
+
+    #[inline(always)]
+    fn direction(self) -> Direction {
+        self.hook().direction()
+    }
+
+    #[inline(always)]
+    pub fn owner(self) -> Owner {
+        self.slot() << 1 | self.direction() as u32
+    }
+}
+
+/// Counts a SYN that no rule refuses, and remembers or tracks its connection. 1 when there is no room
+/// to track it: then it is not counted.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_admit(
+    syn: *const Segment,
+    site: u64,
+    ruling: u64,
+    known: u64,
     now_ns: u64,
-) -> i32 {
-    if in_shadow(workload, now_ns) {
-        emit::count(slot, hook, Verdict::Shadow, Reason::TableFull);
-        return NEXT;
+) -> u64 {
+    // SAFETY: the verifier proves that it is null or a whole `Segment`.
+    let Some(syn) = (unsafe { syn.as_ref() }) else { return 0 };
+    let (site, ruling, known) = (Site(site), Ruling(ruling), Known(known));
+    let (slot, hook) = (site.slot(), site.hook().counted());
+    let admission = ruling.admission();
+    let must_track = site.is_tracked() && admission == Reason::Admitted && !known.is_again();
+    if must_track && !track::open(syn, site.owner(), site.block(), ruling.took(), now_ns) {
+        return 1;
     }
-    let verdict = refusal(workload, syn, false, now_ns);
-    emit::count(slot, hook, verdict, Reason::TableFull);
-    if verdict == Verdict::Reset
-        && let Some(code) = reply::reset(tc, syn)
-    {
-        return code;
+    if let Some(rule) = rule::find(site.block(), ruling.shadowed()) {
+        let unaudited = rule::counts_connections(rule) && is_unaudited(now_ns);
+        let reason =
+            if unaudited { Reason::Unaudited } else { ruling.reason(rule, site.direction()) };
+        emit::refusal(slot, hook, Verdict::Shadow, reason, rule, syn, now_ns);
+    } else {
+        emit::count(slot, hook, Verdict::Pass, admission);
+        emit::log(slot, Verdict::Pass, admission, syn);
     }
-    SHOT
+    if !site.is_tracked() && admission != Reason::Exempt && !pending::remember(known, now_ns) {
+        emit::count(slot, hook, Verdict::Note, Reason::NotRemembered);
+    }
+    0
+}
+
+#[inline(always)]
+fn refuse(tc: &Tc, site: Site, syn: &Segment, ruling: Ruling, now_ns: u64) -> i32 {
+    weir_refuse(tc.raw(), syn, site.0, ruling.0, now_ns) as i32
+}
+
+/// Refuses a SYN, because of a rule or for want of room; the hook's code.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_refuse(
+    skb: *mut __sk_buff,
+    syn: *const Segment,
+    site: u64,
+    ruling: u64,
+    now_ns: u64,
+) -> u64 {
+    const PASS: u64 = NEXT as u64;
+    // SAFETY: the verifier proves that it is null or a whole `Segment`.
+    let Some(syn) = (unsafe { syn.as_ref() }) else { return PASS };
+    let (site, ruling) = (Site(site), Ruling(ruling));
+    let (slot, hook, direction) = (site.slot(), site.hook().counted(), site.direction());
+    let Some(workload) = maps::workload(slot) else { return PASS };
+    let rule = rule::find(site.block(), ruling.refused());
+    let drop = rule.is_some_and(|rule| rule.flags & RULE_DROP != 0);
+    let mut verdict = refusal(workload, syn, drop, now_ns);
+    if let Some(rule) = rule {
+        let reason = ruling.reason(rule, direction);
+        emit::refusal(slot, hook, verdict, reason, rule, syn, now_ns);
+        emit::log(slot, verdict, reason, syn);
+    } else {
+        if in_shadow(workload, now_ns) {
+            verdict = Verdict::Shadow;
+        }
+        emit::count(slot, hook, verdict, Reason::TableFull);
+    }
+    if verdict == Verdict::Shadow {
+        return PASS;
+    }
+    if verdict == Verdict::Reset {
+        if reply::reset(skb, syn) {
+            return site.hook().send_back(skb) as u64;
+        }
+        emit::count(slot, hook, Verdict::Note, Reason::RewriteFailed);
+    } else if !drop && syn.answerable != 0 {
+        emit::count(slot, hook, Verdict::Note, Reason::ResetLimited);
+    }
+    SHOT as u64
 }
 
 /// Connections that nobody has audited for so long are counted, not refused: 5 minutes.
@@ -189,11 +266,9 @@ pub fn refusal(workload: &Workload, syn: &Segment, drop: bool, now_ns: u64) -> V
     if drop || syn.answerable == 0 {
         return Verdict::Drop;
     }
-    let Some(cell) = maps::cell(workload.reset_cell) else { return Verdict::Drop };
-    let budget = Params { cost: workload.reset_cost, burst: workload.reset_burst, step: 0 };
-    match gcra::take(&cell, gcra::q8(now_ns), &budget) {
-        Taken::Admitted => Verdict::Reset,
-        Taken::Denied | Taken::Contended => Verdict::Drop,
+    match rule::take_reset(workload, now_ns) {
+        true => Verdict::Reset,
+        false => Verdict::Drop,
     }
 }
 

@@ -17,6 +17,7 @@ use weir_common::layout::Direction;
 
 use crate::hook::{Tc, TcHook, Uplink};
 
+mod breaker;
 mod decide;
 mod emit;
 mod hook;

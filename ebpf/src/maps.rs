@@ -61,6 +61,15 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 #[derive(Clone, Copy)]
 pub struct MapWord(*mut u64);
 
+impl MapWord {
+    /// Writes the word, whatever it was.
+    #[inline(always)]
+    pub fn store(self, new: u64) {
+        // SAFETY: points into a live map value, aligned; volatile because others read it.
+        unsafe { self.0.write_volatile(new) }
+    }
+}
+
 impl Word for MapWord {
     #[inline(always)]
     fn load(&self) -> u64 {

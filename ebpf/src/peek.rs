@@ -41,10 +41,11 @@ fn on_syn(uplink: &Uplink, syn: &Segment) -> Option<u32> {
         return None;
     }
     // A repeated SYN is free, here as there; TC knows about one of a connection that lives.
+    let owner = track::owner(slot, Direction::Ingress);
     let is_known = if tracked {
-        track::find(syn, track::owner(slot, Direction::Ingress), now_ns).is_some()
+        track::find(syn, owner, now_ns).is_some()
     } else {
-        pending::look(slot, Direction::Ingress, syn, now_ns).is_live()
+        pending::look(syn, owner, now_ns).is_repeated()
     };
     if is_known {
         return None;

@@ -1,60 +1,47 @@
 //! Remembered handshakes in their map: see [`weir_common::handshake`].
 
 use weir_common::{
-    handshake::{self, Known},
-    layout::{Direction, PENDING_LINES},
+    handshake::{self, Known as Memory},
+    layout::PENDING_LINES,
     nh, way,
 };
 
-use crate::{maps, parse::Segment};
+use crate::{
+    maps,
+    parse::Segment,
+    track::{Known, Owner},
+};
 
-/// What is known of a handshake, and where it stands or would: the number that [`weir_recall`]
-/// returns.
-///
-/// Bits: 0–2 the place in its line, 3 it is remembered there, 4 there is room there, 5–18 the line,
-/// 19–63 the tag.
-#[derive(Clone, Copy)]
-pub struct Recalled(u64);
-
-const LIVE: u64 = 1 << 3;
-const FREE: u64 = 1 << 4;
+/// The number that [`weir_recall`] returns, beside what it says as a [`Known`]: bits 2–4 the place in its
+/// line, 5–18 the line, 19–63 the tag.
+const PLACE: u32 = 2;
 const LINE: u32 = 5;
 const TAG: u32 = 19;
+/// In place of [`Known`]'s words: there is no room.
+const CROWDED: u64 = 3;
 const _: () = assert!(PENDING_LINES <= 1 << (TAG - LINE) && way::LINE <= 8);
 
 /// Looks for a workload's handshake.
 #[inline(always)]
-pub fn look(slot: u32, direction: Direction, syn: &Segment, now_ns: u64) -> Recalled {
-    Recalled(weir_recall(syn, owner(slot, direction), now_ns, 0))
+pub fn look(syn: &Segment, owner: Owner, now_ns: u64) -> Known {
+    Known(weir_recall(syn, owner, now_ns, 0))
 }
 
 /// Looks for a workload's handshake; remembers it longer when it is there.
-#[inline(always)]
-pub fn recall(slot: u32, direction: Direction, syn: &Segment, now_ns: u64) -> Recalled {
-    Recalled(weir_recall(syn, owner(slot, direction), now_ns, 1))
-}
-
+///
 /// The same SYN passes the hooks of both ends of one node: each remembers its own.
 #[inline(always)]
-fn owner(slot: u32, direction: Direction) -> u32 {
-    slot << 1 | direction as u32
+pub fn recall(syn: &Segment, owner: Owner, now_ns: u64) -> Known {
+    Known(weir_recall(syn, owner, now_ns, 1))
 }
 
-impl Recalled {
-    /// Whether this SYN repeats one that was admitted.
-    #[inline(always)]
-    pub fn is_live(self) -> bool {
-        self.0 & LIVE != 0
-    }
-
-    /// Remembers an admitted handshake; `false` when there is no room.
-    #[inline(always)]
-    pub fn remember(self, now_ns: u64) -> bool {
-        let line = (self.0 >> LINE) as u32 & (PENDING_LINES - 1);
-        let Some(line) = maps::pending_line(line) else { return false };
-        let index = self.0 as usize & (way::LINE - 1);
-        self.0 & FREE != 0 && handshake::claim(&line, index, self.0 >> TAG, now_ns)
-    }
+/// Remembers an admitted handshake; `false` when there is no room.
+#[inline(always)]
+pub fn remember(known: Known, now_ns: u64) -> bool {
+    let line = (known.0 >> LINE) as u32 & (PENDING_LINES - 1);
+    let Some(line) = maps::pending_line(line) else { return false };
+    let index = (known.0 >> PLACE) as usize & (way::LINE - 1);
+    known.0 & 3 != CROWDED && handshake::claim(&line, index, known.0 >> TAG, now_ns)
 }
 
 /// A global function, verified once for any handshake: see [`crate::rule`].
@@ -78,13 +65,13 @@ pub extern "C" fn weir_recall(syn: *const Segment, owner: u32, now_ns: u64, exte
     let Some(line) = maps::pending_line(line_index) else { return 0 };
     let place = tag << TAG | u64::from(line_index) << LINE;
     match handshake::look(&line, tag, now_ns) {
-        Known::Live(index, word) => {
+        Memory::Live(index, word) => {
             if extend != 0 && !handshake::extend(&line, index, word, tag, now_ns) {
-                return place;
+                return place | CROWDED;
             }
-            place | LIVE | index as u64
+            place | Known::REPEATED | (index as u64) << PLACE
         }
-        Known::Free(index) => place | FREE | index as u64,
-        Known::Crowded => place,
+        Memory::Free(index) => place | (index as u64) << PLACE,
+        Memory::Crowded => place | CROWDED,
     }
 }

@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    hook::{Packet as _, Tc, Uplink, has_ethernet, opaque},
+    hook::{Packet as _, Uplink, has_ethernet, opaque},
     parse::Segment,
 };
 
@@ -29,13 +29,12 @@ const RECOMPUTE: u64 = 1;
 const TCP_MAX: usize = 60;
 const TCP_MIN: usize = 20;
 
-/// Answers at a TC hook; the hook's code, or `None` when a helper failed.
+/// Turns the SYN into its answer at a TC hook; `false` when a helper failed.
 #[inline(always)]
-pub fn reset(tc: &Tc, syn: &Segment) -> Option<i32> {
+pub fn reset(skb: *mut __sk_buff, syn: &Segment) -> bool {
     let acknowledgment = syn.sequence.wrapping_add(1).wrapping_add(syn.payload);
     let family = if syn.destination.is_v4() { 4 } else { 6 };
-    let failed = weir_reset(tc.raw(), syn.l3, family, syn.l4_length, acknowledgment);
-    if failed == 0 { Some(tc.send_back()) } else { None }
+    weir_reset(skb, syn.l3, family, syn.l4_length, acknowledgment) == 0
 }
 
 /// A function of its own for its stack and because it is rarely called. 0 when it worked.

@@ -7,7 +7,10 @@
 use weir_common::{
     addr::Addr,
     gcra::{self, Params, Step, Taken},
-    layout::{Direction, MAX_RULES, RULE_SHADOW, Rule, RuleKind, SOURCE_LINES, SOURCE_LOAD_LINES},
+    layout::{
+        Direction, MAX_RULES, RULE_SHADOW, Rule, RuleKind, SOURCE_LINES, SOURCE_LOAD_LINES,
+        Workload,
+    },
     load::{self, Bounds, Change, Opened},
     nh,
     source::{self, SourceParams},
@@ -17,9 +20,11 @@ use weir_common::{
 };
 
 use crate::{
+    breaker,
+    decide::{self, Site},
     hook::opaque,
     maps::{self, MapLine},
-    track,
+    track::{self, Owner},
 };
 
 /// What a block of rules says of a SYN, packed into the number that a BPF function returns.
@@ -29,7 +34,7 @@ use crate::{
 /// rule's other reason. 16–30 which rules took something, 32–46 of those from what crowded-out sources
 /// share; 48–55 and 56–63 the epochs of breakers that admitted it.
 #[derive(Clone, Copy)]
-pub struct Ruling(u64);
+pub struct Ruling(pub u64);
 
 const REFUSED: u32 = 0;
 const SHADOWED: u32 = 5;
@@ -110,16 +115,20 @@ pub fn plain_reason(rule: &Rule, direction: Direction) -> Reason {
     }
 }
 
-/// Takes from every rule of the block that concerns this peer, or from none. In shadow no rule
-/// refuses; `unaudited`, none that counts connections does.
+/// Takes from every rule of the block that concerns this peer, up to the one that refuses: what the
+/// others gave must be given back. In shadow no rule refuses; `unaudited`, none that counts connections does.
 #[inline(always)]
-pub fn judge(block: u32, shadow: bool, unaudited: bool, peer: Addr, now_ns: u64) -> Ruling {
+pub fn judge(site: Site, shadow: bool, peer: Addr, now_ns: u64) -> Ruling {
+    let unaudited = site.is_tracked() && decide::is_unaudited(now_ns);
     let lenient = if shadow { ALL } else { 0 } | if unaudited { LOADS } else { 0 };
-    let ruling = Ruling(weir_judge(block, lenient, peer.high, peer.low, now_ns));
-    if ruling.refused().is_some() && ruling.took() as u16 != 0 {
-        give_back(block, ruling.took(), peer, now_ns);
-    }
-    ruling
+    let owner_and_lenient = site.owner() << 8 | lenient;
+    Ruling(weir_judge(site.block(), owner_and_lenient, peer.high, peer.low, now_ns))
+}
+
+/// A rule of a block, by its number.
+#[inline(always)]
+pub fn find(block: u32, rule: Option<u32>) -> Option<&'static Rule> {
+    rule_of(block, rule?)
 }
 
 /// Whether a rule is about how many connections there are.
@@ -130,7 +139,8 @@ pub fn counts_connections(rule: &Rule) -> bool {
 
 /// Rules that do not refuse: those that count connections, all.
 const LOADS: u32 = 1 << RuleKind::Load as u32 | 1 << RuleKind::SourceLoad as u32;
-const ALL: u32 = u32::MAX;
+const ALL: u32 = 0xff;
+const _: () = assert!((RuleKind::Breaker as u32) < 8);
 
 /// Gives back what rules that are about tracked connections took, because this one is not tracked
 /// anew.
@@ -155,7 +165,14 @@ pub fn foresee(block: u32, unaudited: bool, peer: Addr, now_ns: u64) -> Ruling {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weir_judge(block: u32, lenient: u32, high: u64, low: u64, now_ns: u64) -> u64 {
+pub extern "C" fn weir_judge(
+    block: u32,
+    owner_and_lenient: u32,
+    high: u64,
+    low: u64,
+    now_ns: u64,
+) -> u64 {
+    let (owner, lenient) = (owner_and_lenient >> 8, owner_and_lenient & 0xff);
     let peer = Addr { high, low };
     let Some(rules) = maps::block(block) else { return 0 };
     // As in a ruling, from bit 16 on. Built without a branch, so that the verifier follows one path
@@ -183,6 +200,7 @@ pub extern "C" fn weir_judge(block: u32, lenient: u32, high: u64, low: u64, now_
             None if rule.kind == RuleKind::SourceLoad as u8 => {
                 weir_take_source_load(block, index, high, low, now_ns) as u32
             }
+            None if rule.kind == RuleKind::Breaker as u8 => ask(rule, owner, now_ns) as u32,
             None if rule.kind == RuleKind::Load as u8 => {
                 weir_take_load(rule.cell, rule.cost, rule.burst, now_ns) as u32
             }
@@ -282,6 +300,13 @@ const BREAKER: u64 = 8;
 /// In what is given back: only by rules about tracked connections.
 const TRACKED_ONLY: u64 = 1 << 63;
 
+/// Takes from a workload's budget for resets.
+#[inline(always)]
+pub fn take_reset(workload: &Workload, now_ns: u64) -> bool {
+    let Workload { reset_cell, reset_cost, reset_burst, .. } = *workload;
+    weir_take(reset_cell, reset_cost, reset_burst, 0, now_ns) == TOOK
+}
+
 /// Takes from a bucket that others change at the same time.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -310,10 +335,24 @@ pub extern "C" fn weir_take_source(block: u32, rule: u32, high: u64, low: u64, n
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weir_try_source(block: u32, rule: u32, high: u64, low: u64, now_ns: u64) -> u64 {
-    let Some(rule) = find(block, rule) else { return TOOK };
+    let Some(rule) = rule_of(block, rule) else { return TOOK };
     let Some((line, tag)) = source_place(rule, Addr { high, low }) else { return TOOK };
     let taken = source::attempt(&line, tag, now_ns, &source_params(rule));
     let result = code(taken.taken) | if taken.crowded { CROWDED } else { 0 };
+    count_admitted(rule.cell, result as u32);
+    result
+}
+
+/// Asks a breaker.
+#[inline(always)]
+fn ask(rule: &Rule, owner: Owner, now_ns: u64) -> u64 {
+    let said = breaker::admit(rule, owner, now_ns);
+    let result = match said & 0xff {
+        breaker::YES => TOOK | BREAKER | said & 0xff00,
+        breaker::NOT_NOW => OTHERWISE,
+        breaker::CONTENDED => CONTENDED,
+        _ => 0,
+    };
     count_admitted(rule.cell, result as u32);
     result
 }
@@ -370,7 +409,7 @@ pub extern "C" fn weir_open_load(cell: u32, connections: u64, handshakes: u64, n
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weir_open_source(block: u32, rule: u32, high: u64, low: u64, now_ns: u64) -> u64 {
-    let Some(rule) = find(block, rule) else { return TOOK };
+    let Some(rule) = rule_of(block, rule) else { return TOOK };
     let Some((index, tag)) = source_load_place(rule, Addr { high, low }) else { return TOOK };
     let Some(line) = maps::source_load_line(index) else { return TOOK };
     let opened = load::open_source(&line, tag, now_ns, rule.cost);
@@ -428,11 +467,17 @@ fn code(taken: Taken) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weir_give_back(block: u32, took: u64, high: u64, low: u64, now_ns: u64) -> u64 {
+    // The epochs of breakers stand in the order of their rules.
+    let mut epochs = took >> (EPOCHS - TAKEN) & 0xffff;
     for index in 0..MAX_RULES as u32 {
+        epochs = unknown(epochs, now_ns);
         if took >> index & 1 != 0 {
             let crowded = (took >> (FROM_CROWD - TAKEN + index)) as u32 & 1;
             let only = (took >> 63) as u32;
-            weir_give_back_one(block, only << 5 | index << 1 | crowded, high, low, now_ns);
+            let rule = (epochs as u32 & 0xff) << 6 | only << 5 | index << 1 | crowded;
+            if weir_give_back_one(block, rule, high, low, now_ns) != 0 {
+                epochs >>= 8;
+            }
         }
     }
     0
@@ -447,8 +492,8 @@ pub extern "C" fn weir_give_back_one(
     low: u64,
     now_ns: u64,
 ) -> u64 {
-    let Some(limit) = find(block, rule >> 1) else { return 0 };
-    if rule >> 5 != 0 && limit.kind < RuleKind::Load as u8 {
+    let Some(limit) = rule_of(block, rule >> 1 & 0xf) else { return 0 };
+    if rule >> 5 & 1 != 0 && limit.kind < RuleKind::Load as u8 {
         return 0;
     }
     if limit.kind == RuleKind::Source as u8 {
@@ -463,13 +508,14 @@ pub extern "C" fn weir_give_back_one(
         let place = source_load(limit, Addr { high, low }, rule & 1 != 0);
         track::weir_change_source(place, Change::Abandoned as u32, now_ns, now_ns);
     } else if limit.kind == RuleKind::Breaker as u8 {
+        breaker::take_back(limit.cell, rule >> 6 & 0xff, 0, now_ns);
     } else if let Some(cell) = maps::cell(limit.cell) {
         gcra::refund(&cell, &params(limit));
     }
     if let Some(counts) = maps::counts(limit.cell) {
         counts.admitted = counts.admitted.wrapping_sub(1);
     }
-    0
+    u64::from(limit.kind == RuleKind::Breaker as u8)
 }
 
 /// One attempt to give back to a source's bucket; 1 when it is done.
@@ -482,7 +528,7 @@ pub extern "C" fn weir_give_back_source(
     low: u64,
     now_ns: u64,
 ) -> u64 {
-    let Some(limit) = find(block, rule >> 1) else { return 1 };
+    let Some(limit) = rule_of(block, rule >> 1 & 0xf) else { return 1 };
     let Some((line, tag)) = source_place(limit, Addr { high, low }) else { return 1 };
     let crowded = rule & 1 != 0;
     u64::from(source::attempt_refund(&line, tag, crowded, now_ns, &source_params(limit)))
@@ -492,7 +538,7 @@ pub extern "C" fn weir_give_back_source(
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weir_peek(block: u32, rule: u32, high: u64, low: u64, now_ns: u64) -> u64 {
-    let Some(rule) = find(block, rule) else { return 0 };
+    let Some(rule) = rule_of(block, rule) else { return 0 };
     let peer = Addr { high, low };
     if rule.kind == RuleKind::Load as u8 {
         let bounds = Bounds { connections: rule.cost, handshakes: rule.burst };
@@ -513,7 +559,7 @@ pub extern "C" fn weir_peek(block: u32, rule: u32, high: u64, low: u64, now_ns: 
                 .is_some_and(|line| load::would_refuse_source(&line, tag, now_ns, rule.cost))
         })
     } else if rule.kind == RuleKind::Breaker as u8 {
-        false
+        breaker::peek(rule, now_ns)
     } else {
         maps::cell(rule.cell)
             .is_some_and(|cell| gcra::would_deny(cell.load(), gcra::q8(now_ns), &params(rule)))
@@ -522,7 +568,7 @@ pub extern "C" fn weir_peek(block: u32, rule: u32, high: u64, low: u64, now_ns: 
 }
 
 #[inline(always)]
-fn find(block: u32, rule: u32) -> Option<&'static Rule> {
+fn rule_of(block: u32, rule: u32) -> Option<&'static Rule> {
     // The mask says nothing new, but it says it about the register that becomes an address.
     let rule = opaque(rule as usize & 0xf);
     if rule >= MAX_RULES { None } else { Some(&maps::block(block)?.rules[rule]) }

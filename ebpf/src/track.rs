@@ -15,7 +15,7 @@ use weir_common::{
     word::{TRIES, Word as _},
 };
 
-use crate::{maps, parse::Segment, rule};
+use crate::{breaker, maps, parse::Segment, rule};
 
 /// Workload slot << 1 | direction of a packet: whose connection it may be, and which way it goes.
 pub type Owner = u32;
@@ -38,31 +38,37 @@ pub fn find(segment: &Segment, owner: Owner, now_ns: u64) -> Option<Place> {
     }
 }
 
-/// What a SYN is to a connection with its addresses and ports.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Known {
-    /// Nothing.
-    New,
+/// What is known of a SYN, in the two lowest bits of a number.
+#[derive(Clone, Copy)]
+pub struct Known(pub u64);
+
+impl Known {
     /// It was admitted.
-    Repeated,
-    /// It may open the connection anew.
-    Again,
-}
+    pub const REPEATED: u64 = 1;
+    /// There is a connection with its addresses and ports, which it may open anew.
+    pub const AGAIN: u64 = 2;
 
-const REPEATED: u64 = 1;
-const AGAIN: u64 = 2;
-
-impl Place {
-    /// What a SYN is to this connection.
     #[inline(always)]
-    pub fn know(self, syn: &Segment, owner: Owner) -> Known {
-        match weir_know(self.0, syn, owner) {
-            REPEATED => Known::Repeated,
-            AGAIN => Known::Again,
-            _ => Known::New,
-        }
+    pub fn is_repeated(self) -> bool {
+        self.0 & 3 == Self::REPEATED
     }
 
+    #[inline(always)]
+    pub fn is_again(self) -> bool {
+        self.0 & 3 == Self::AGAIN
+    }
+}
+
+/// What is known of a SYN whose connection is tracked if it was admitted.
+#[inline(always)]
+pub fn known(syn: &Segment, owner: Owner, now_ns: u64) -> Known {
+    match find(syn, owner, now_ns) {
+        Some(place) => Known(weir_know(place.0, syn, owner)),
+        None => Known(0),
+    }
+}
+
+impl Place {
     /// Follows a segment of this connection that starts none, and counts what it means.
     #[inline(always)]
     pub fn follow(self, segment: &Segment, owner: Owner, now_ns: u64) {
@@ -178,7 +184,7 @@ pub extern "C" fn weir_way(line: u32, first: u32, tag: u64, now_ns: u64) -> u64 
     track::find(&line, first as usize, tag, now_ns) as u64
 }
 
-/// See [`Place::know`].
+/// What a SYN is to the connection at a place, see [`Known`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weir_know(place: u32, syn: *const Segment, owner: u32) -> u64 {
@@ -192,18 +198,18 @@ pub extern "C" fn weir_know(place: u32, syn: *const Segment, owner: u32) -> u64 
         Phase::Opening | Phase::Answered if !by_opener => {
             // Both open at once: the other's SYN is as good as an answer.
             slot.answer = syn.sequence;
-            REPEATED
+            Known::REPEATED
         }
-        Phase::Opening | Phase::Answered if slot.isn == syn.sequence => REPEATED,
-        Phase::Established if slot.again == syn.sequence => REPEATED,
+        Phase::Opening | Phase::Answered if slot.isn == syn.sequence => Known::REPEATED,
+        Phase::Established if slot.again == syn.sequence => Known::REPEATED,
         Phase::Opening | Phase::Answered => {
             slot.isn = syn.sequence;
-            AGAIN
+            Known::AGAIN
         }
         Phase::Established => {
             // The next answer to this SYN makes the connection its own.
             slot.again = syn.sequence;
-            AGAIN
+            Known::AGAIN
         }
         Phase::Reset => {
             // It is beyond doubt now, and leaves its way before another takes one.
@@ -376,7 +382,20 @@ pub extern "C" fn weir_count(place: u32, event: u32, owner: u32, now_ns: u64) ->
             }
         }
     }
-    slot._reserved[0] = (slot.owner ^ owner) as u8 & 1;
+    // Who opened a connection breaks it: that says nothing of whom the breaker is for.
+    let by_opener = (slot.owner ^ owner) & 1 == 0;
+    if event == Event::Broken && by_opener {
+        return 0;
+    }
+    let age_ms = now_ns.saturating_sub(slot.opened_ns) / 1_000_000;
+    for index in 0..MAX_BREAKERS {
+        let cell = u32::from(slot.breakers[index]);
+        if cell != 0 {
+            let young = age_ms <= breaker::timeout_ms(cell);
+            let epoch = slot.breaker_epochs[index];
+            breaker::learn(cell, epoch, event, young, slot.owner, place, now_ns);
+        }
+    }
     0
 }
 

@@ -214,7 +214,9 @@ fn decisions(workload: &WorkloadStatus) -> (Table, Table) {
                     let verdict = Cell::new(verdict, Mood::of_verdict(verdict));
                     decisions.row([at, verdict, reason.into(), count]);
                 }
-                Kind::Fault | Kind::LostEvent => faults.row([at, reason.into(), count]),
+                Kind::Fault | Kind::LostEvent | Kind::Edge => {
+                    faults.row([at, reason.into(), count])
+                }
             }
         }
     }

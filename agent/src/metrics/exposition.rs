@@ -21,7 +21,7 @@ use weir_common::{
 use super::{
     Traces,
     labels::{
-        Attached, Build, Condition, Decision, Fault, Kind, Limit, Outcome, Uplink, Workload,
+        Attached, Build, Condition, Decision, Edge, Fault, Kind, Limit, Outcome, Uplink, Workload,
         kind_of,
     },
 };
@@ -181,6 +181,7 @@ impl Exposition {
     fn decisions(&self, page: &mut Page<'_>) -> fmt::Result {
         let mut decisions = Vec::new();
         let mut faults = Vec::new();
+        let mut edges = Vec::new();
         // From the start, so that the first loss is a change that an alert can see.
         let mut lost: Vec<_> =
             self.status.workloads.iter().map(|workload| (named(workload), 0)).collect();
@@ -192,6 +193,11 @@ impl Exposition {
                     faults.push((Fault { workload, hook, direction, reason }, count));
                 }
                 Kind::LostEvent => lost.push((Workload { workload: decision.workload }, count)),
+                Kind::Edge => {
+                    let Decision { workload, direction, reason, .. } = decision;
+                    let change = reason.trim_start_matches("breaker_").to_owned();
+                    edges.push((Edge { workload, direction, change }, count));
+                }
             }
         }
         page.counters("weir_decisions", "Packets judged, by what was decided and why.", decisions)?;
@@ -200,6 +206,7 @@ impl Exposition {
             "Packets whose decision could not be carried out as it was made, by what was missing.",
             faults,
         )?;
+        page.counters("weir_breaker_changes", "Breakers that opened, tried and closed.", edges)?;
         page.counters(
             "weir_events_lost",
             "Sampled refusals that were counted but not told, because the event ring was full.",

@@ -85,6 +85,15 @@ pub(super) struct Fault {
     pub(super) reason: String,
 }
 
+/// A breaker's change.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Edge {
+    pub(super) workload: String,
+    pub(super) direction: String,
+    /// The reason without its `breaker_`.
+    pub(super) change: String,
+}
+
 /// What a reason is counted as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -95,6 +104,8 @@ pub(crate) enum Kind {
     Fault,
     /// No packet's fate: an event was lost.
     LostEvent,
+    /// No packet's fate: a breaker changed.
+    Edge,
 }
 
 /// What the reason of this name is counted as.
@@ -108,6 +119,10 @@ const fn kind(reason: Reason) -> Kind {
     match reason {
         Reason::ResetLimited | Reason::NotRemembered | Reason::RewriteFailed => Kind::Fault,
         Reason::EventLost => Kind::LostEvent,
+        Reason::BreakerTripped
+        | Reason::BreakerReopened
+        | Reason::BreakerHalfOpened
+        | Reason::BreakerClosed => Kind::Edge,
         Reason::Admitted
         | Reason::Retransmission
         | Reason::Exempt

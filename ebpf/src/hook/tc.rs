@@ -6,6 +6,8 @@ use aya_ebpf::{
     programs::TcContext,
 };
 
+use weir_common::layout::{Direction, Hook};
+
 use super::Packet;
 use crate::{
     maps,
@@ -29,6 +31,7 @@ const INGRESS: u64 = 1;
 
 /// Where the program is attached.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub enum TcHook {
     /// Host side of a veth, packets that leave the host.
     HostEgress,
@@ -38,6 +41,52 @@ pub enum TcHook {
     OwnEgress,
     /// The workload's own interface, packets that enter it.
     OwnIngress,
+}
+
+impl TcHook {
+    /// From the lowest two bits of a number.
+    #[inline(always)]
+    pub fn from_bits(bits: u64) -> Self {
+        match bits & 3 {
+            0 => Self::HostEgress,
+            1 => Self::HostIngress,
+            2 => Self::OwnEgress,
+            _ => Self::OwnIngress,
+        }
+    }
+
+    /// Which way the workload's packets go here.
+    #[inline(always)]
+    pub fn direction(self) -> Direction {
+        match self {
+            Self::HostEgress | Self::OwnIngress => Direction::Ingress,
+            Self::HostIngress | Self::OwnEgress => Direction::Egress,
+        }
+    }
+
+    /// The hook under which it is counted.
+    #[inline(always)]
+    pub fn counted(self) -> Hook {
+        match self.direction() {
+            Direction::Ingress => Hook::TcIngress,
+            Direction::Egress => Hook::TcEgress,
+        }
+    }
+
+    /// Sends a packet, rewritten into an answer, back to where it came from.
+    #[inline(always)]
+    pub fn send_back(self, skb: *mut __sk_buff) -> i32 {
+        // SAFETY: the context is valid for the whole run.
+        let ifindex = unsafe { (*skb).ifindex };
+        let code = match self {
+            // As if the pod had answered: reverse NAT and routing see an ordinary packet.
+            Self::HostEgress | Self::OwnEgress => unsafe { bpf_redirect(ifindex, INGRESS) },
+            // Straight into the pod: another program at the veth's egress has no say.
+            Self::HostIngress => unsafe { bpf_redirect_peer(ifindex, 0) },
+            Self::OwnIngress => unsafe { bpf_redirect(ifindex, 0) },
+        };
+        code as i32
+    }
 }
 
 /// A packet at a TC hook.
@@ -95,18 +144,10 @@ impl Tc {
         unsafe { (*self.ctx.skb.skb).ifindex }
     }
 
-    /// Sends the packet, rewritten into an answer, back to where it came from.
+    /// Where the program is attached.
     #[inline(always)]
-    pub fn send_back(&self) -> i32 {
-        let ifindex = self.ifindex();
-        let code = match self.hook {
-            // As if the pod had answered: reverse NAT and routing see an ordinary packet.
-            TcHook::HostEgress | TcHook::OwnEgress => unsafe { bpf_redirect(ifindex, INGRESS) },
-            // Straight into the pod: another program at the veth's egress has no say.
-            TcHook::HostIngress => unsafe { bpf_redirect_peer(ifindex, 0) },
-            TcHook::OwnIngress => unsafe { bpf_redirect(ifindex, 0) },
-        };
-        code as i32
+    pub fn hook(&self) -> TcHook {
+        self.hook
     }
 
     /// The raw context, for helpers.

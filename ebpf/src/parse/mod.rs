@@ -8,7 +8,7 @@ mod ipv4;
 pub mod ipv6;
 mod tcp;
 
-use weir_common::addr::Addr;
+use weir_common::{addr::Addr, layout::Direction};
 
 use crate::hook::{Packet, has_ethernet, opaque};
 
@@ -59,6 +59,15 @@ impl Segment {
             payload: half,
             answerable: half,
             _reserved: half,
+        }
+    }
+
+    /// The other end of a workload's packet that goes this way.
+    #[inline(always)]
+    pub fn peer(&self, direction: Direction) -> Addr {
+        match direction {
+            Direction::Ingress => self.source,
+            Direction::Egress => self.destination,
         }
     }
 
