@@ -9,6 +9,7 @@ pub mod effective;
 pub mod fault;
 pub mod key;
 pub mod layer;
+mod part;
 pub mod peer;
 pub mod place;
 pub mod probes;
