@@ -344,17 +344,20 @@ impl Engine {
         let hook = Hook::ALL.get(usize::from(event.hook)).copied()?;
         let verdict = Verdict::ALL.get(usize::from(event.verdict)).copied()?;
         let ago = self.clock.monotonic_ns().saturating_sub(event.time_ns);
-        let value =
-            line.and_then(|line| line.line(&known.effective)).map(|line| line.limit.to_string());
+        let reason = Reason::from_code(event.reason);
+        // Of the lines that share a cell, the one that refused.
+        let slot = line.and_then(|line| line.refused_by(reason));
+        let value = slot.and_then(|slot| known.effective.line(&slot));
+        let line = slot.map(LineRef::Limit).or(line.copied());
         Some(view::Refusal {
             time: seconds(self.clock.realtime_ns().saturating_sub(ago)),
             workload: known.name.clone(),
             direction: hook.direction().name().to_owned(),
             hook: hook.name().to_owned(),
             verdict: verdict.name().to_owned(),
-            reason: Reason::from_code(event.reason).map_or("unknown", Reason::name).to_owned(),
+            reason: reason.map_or("unknown", Reason::name).to_owned(),
             limit: line.map(|line| line.to_string()).unwrap_or_default(),
-            value: value.unwrap_or_default(),
+            value: value.map(|line| line.limit.to_string()).unwrap_or_default(),
             offered_per_second: limit.map_or(0.0, |limit| self.offered(limit)),
             source: endpoint(event.source.into(), (event.ports >> 16) as u16),
             destination: endpoint(event.destination.into(), event.ports as u16),
@@ -506,32 +509,37 @@ impl Engine {
         limits.sort_by_key(|(_, cell)| cell.line);
         let mut shown = Vec::new();
         for (&identity, cell) in limits {
-            let (LineRef::Limit(_) | LineRef::Probe, Some(state)) =
-                (cell.line, self.datapath.cell(identity))
-            else {
-                continue;
+            let Some(state) = self.datapath.cell(identity) else { continue };
+            let slots: Vec<_> = match cell.line {
+                LineRef::Probe => vec![None],
+                line => line.slots().map(Some).collect(),
             };
-            let line = cell.line.line(&known.effective);
-            let slot = match cell.line {
-                LineRef::Limit(slot) => Some(slot),
-                _ => None,
-            };
-            let port = slot.and_then(|slot| slot.port).map(|port| port.to_string());
-            let to = slot.and_then(|slot| slot.to).map(|to| to.to_string());
-            shown.push(view::LimitStatus {
-                limit: cell.line.to_string(),
-                kind: cell.line.name().to_owned(),
-                port: port.unwrap_or_default(),
-                to: to.unwrap_or_default(),
-                beside: slot.is_some_and(|slot| slot.beside),
-                value: line.map(|line| line.limit.to_string()).unwrap_or_default(),
-                shadow: line.is_some_and(|line| line.shadow.is_some()),
-                tokens: state.tokens,
-                offered_per_second: self.offered(identity),
-                admitted: state.counts.admitted,
-                refused: state.counts.refused,
-                shadowed: state.counts.shadowed,
-            });
+            let first = slots.first().copied().flatten();
+            for slot in slots {
+                let line = slot.and_then(|slot| known.effective.line(&slot));
+                let reference = slot.map_or(cell.line, LineRef::Limit);
+                let port = slot.and_then(|slot| slot.port).map(|port| port.to_string());
+                let to = slot.and_then(|slot| slot.to).map(|to| to.to_string());
+                let other = first.filter(|_| slot != first);
+                shown.push(view::LimitStatus {
+                    limit: reference.to_string(),
+                    kind: reference.name().to_owned(),
+                    port: port.unwrap_or_default(),
+                    to: to.unwrap_or_default(),
+                    beside: slot.is_some_and(|slot| slot.beside),
+                    value: line.map(|line| line.limit.to_string()).unwrap_or_default(),
+                    shadow: line.is_some_and(|line| line.shadow.is_some()),
+                    tokens: state.tokens,
+                    connections: state.load.map(|load| load.connections),
+                    handshakes: state.load.map(|load| load.handshakes),
+                    breaker: state.breaker,
+                    counted_with: other.map(|other| LineRef::Limit(other).to_string()),
+                    offered_per_second: self.offered(identity),
+                    admitted: state.counts.admitted,
+                    refused: state.counts.refused,
+                    shadowed: state.counts.shadowed,
+                });
+            }
         }
         shown
     }

@@ -103,8 +103,17 @@ pub struct LimitStatus {
     pub value: String,
     /// Whether it only counts.
     pub shadow: bool,
-    /// Tokens that could be taken now; absent for limits per source.
+    /// Tokens that could be taken now; of rates for all sources together.
     pub tokens: Option<u64>,
+    /// Connections that are open now, handshakes among them; of `max-connections` and
+    /// `max-handshakes`.
+    pub connections: Option<u64>,
+    /// Handshakes that are not complete now; of the same.
+    pub handshakes: Option<u64>,
+    /// The words of a breaker, as the kernel has them.
+    pub breaker: Option<[u64; 4]>,
+    /// The limit that this one is counted with: what follows is of both together.
+    pub counted_with: Option<String>,
     /// New connections per second that asked, over the last second.
     pub offered_per_second: f64,
     /// Connections admitted.

@@ -5,13 +5,15 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use weir_common::{
+    breaker,
     gcra::{self, Params},
+    load::Bounds,
     source::{self, SourceParams},
     way,
 };
 
 use super::tables::LineRef;
-use crate::policy::Bucket;
+use crate::policy::{Breaker, Bucket, Period};
 
 /// Who a cell is, over restarts and versions: 128 bits of a hash.
 ///
@@ -34,6 +36,11 @@ impl Identity {
                 let to = slot.to.map(|to| to.to_string()).unwrap_or_default();
                 let beside = if slot.beside { "beside" } else { "" };
                 Self::hash(&["limit", workload, slot.kind.name(), &port, &to, beside])
+            }
+            LineRef::Load(load) => {
+                let port = load.port.map(|port| port.to_string()).unwrap_or_default();
+                let beside = if load.beside { "beside" } else { "" };
+                Self::hash(&["load", workload, &port, beside])
             }
             LineRef::Exempt(peer) => Self::hash(&["exempt", workload, &peer.to_string()]),
             LineRef::Probe => Self::hash(&["probe", workload]),
@@ -93,6 +100,12 @@ pub enum CellKind {
     Bucket,
     /// A bucket for each source, kept elsewhere; the cell names and counts them.
     Source,
+    /// How many connections and handshakes there are, in the cell.
+    Load,
+    /// The same for each source, kept elsewhere.
+    SourceLoad,
+    /// A breaker, in the cell.
+    Breaker,
 }
 
 /// A cell and what it admits.
@@ -100,23 +113,49 @@ pub enum CellKind {
 pub struct Cell {
     /// How it keeps its state.
     pub kind: CellKind,
-    /// What a bucket admits: in 1/256 ns, for [`CellKind::Source`] in ticks of 64 ns.
+    /// What the rules that name it carry. Of a bucket: in 1/256 ns, for [`CellKind::Source`] in
+    /// ticks of 64 ns. Of a load: connections and handshakes as cost and burst. Of a breaker: its
+    /// packed parameters.
     pub params: Params,
     /// The line it belongs to.
     pub line: LineRef,
 }
 
 impl Cell {
-    /// The cell of a line with this bucket.
-    pub(super) fn new(kind: CellKind, bucket: Bucket, line: LineRef) -> Self {
+    /// The cell of a line that counts what is there at once, each source for itself or not.
+    pub(super) fn load(kind: CellKind, bounds: Bounds, line: LineRef) -> Self {
+        let Bounds { connections, handshakes } = bounds;
+        let burst = if kind == CellKind::SourceLoad { 0 } else { handshakes };
+        Self { kind, params: Params { cost: connections, burst, step: 0 }, line }
+    }
+
+    /// The cell of a breaker.
+    pub(super) fn breaker(breaker: &Breaker, line: LineRef) -> Self {
+        // The bounds of `policy` keep every time within 32 bits of milliseconds.
+        let millis = |time: Period| u32::try_from(time.millis()).unwrap_or(u32::MAX);
+        let ratio = breaker.error_ratio;
+        let [cost, burst, step] = breaker::Params {
+            timeout_ms: millis(breaker.connect_timeout),
+            ejection_ms: millis(breaker.ejection),
+            max_ejection_ms: millis(breaker.max_ejection),
+            interval_ms: millis(breaker.interval),
+            errors: breaker.errors.map_or(0, |errors| errors.get().into()),
+            error_ratio: ratio.map_or(0, |ratio| ratio.percent.get().into()),
+            min_volume: ratio.map_or(1, |ratio| ratio.min_volume.get().into()),
+            probes: breaker.probes.map_or(0, |probes| probes.get().into()),
+        }
+        .pack();
+        Self { kind: CellKind::Breaker, params: Params { cost, burst, step }, line }
+    }
+
+    /// The cell of a line with this bucket, each source for itself or not.
+    pub(super) fn bucket(kind: CellKind, bucket: Bucket, line: LineRef) -> Self {
         let tokens = u64::from(bucket.rate().tokens());
         let period = bucket.rate().period().nanos();
         let burst = u64::from(bucket.burst());
         // The bounds of `policy` keep every bucket within the units. Should they ever part, the
         // strictest bucket stands in: a limit that is too strict is seen, one too loose is not.
         let params = match kind {
-            CellKind::Bucket => Params::new(tokens, period, burst, bucket.refill())
-                .unwrap_or(Params { cost: gcra::MAX_WINDOW, burst: gcra::MAX_WINDOW, step: 0 }),
             CellKind::Source => {
                 let longest = source::MAX_WINDOW_NS / way::TICK_NS;
                 SourceParams::new(tokens, period, burst, bucket.refill()).map_or(
@@ -124,6 +163,11 @@ impl Cell {
                     |ticks| Params { cost: ticks.cost, burst: ticks.burst, step: ticks.step },
                 )
             }
+            _ => Params::new(tokens, period, burst, bucket.refill()).unwrap_or(Params {
+                cost: gcra::MAX_WINDOW,
+                burst: gcra::MAX_WINDOW,
+                step: 0,
+            }),
         };
         Self { kind, params, line }
     }
@@ -133,8 +177,8 @@ impl Cell {
 mod tests {
     use weir_common::gcra::Refill;
 
-    use super::*;
-    use crate::policy::{LimitKind, Period, Rate, Slot, parse_bucket, parse_cidr};
+    use super::{super::tables::LoadRef, *};
+    use crate::policy::{LimitKind, Rate, Slot, parse_bucket, parse_cidr};
 
     fn slot(kind: LimitKind) -> Slot {
         Slot { kind, port: None, to: None, beside: false }
@@ -147,11 +191,19 @@ mod tests {
         let identity = Identity::cell("mysql", &line);
         assert_eq!(identity.to_string(), "587b389413a104dfe7d578bd0513ee2c");
         assert_eq!(Identity::from_words(identity.words()), identity);
+        let load = LoadRef { port: None, beside: false, connections: None, handshakes: None };
+        let identity = Identity::cell("mysql", &LineRef::Load(load));
+        assert_eq!(identity.to_string(), "36778bcca719be262efa86ea74c9a0e3");
+        // Whichever of its lines are there.
+        let lines = Some(slot(LimitKind::MaxConnections));
+        let other = LineRef::Load(LoadRef { connections: lines, ..load });
+        assert_eq!(Identity::cell("mysql", &other), identity);
     }
 
     #[test]
     fn identities_differ_in_each_part() {
         let plain = slot(LimitKind::Connections);
+        let load = LoadRef { port: None, beside: false, connections: None, handshakes: None };
         let lines = [
             LineRef::Limit(plain),
             LineRef::Limit(slot(LimitKind::ConnectionsPerSource)),
@@ -162,6 +214,12 @@ mod tests {
             LineRef::Exempt(parse_cidr("10.0.0.0/8").unwrap()),
             LineRef::Probe,
             LineRef::Resets,
+            LineRef::Limit(slot(LimitKind::MaxConnectionsPerSource)),
+            LineRef::Limit(slot(LimitKind::Breaker)),
+            LineRef::Limit(slot(LimitKind::OutboundBreaker)),
+            LineRef::Load(load),
+            LineRef::Load(LoadRef { port: crate::policy::Port::new(80), ..load }),
+            LineRef::Load(LoadRef { beside: true, ..load }),
         ];
         let mut seen = std::collections::BTreeSet::new();
         for workload in ["a", "b"] {
@@ -172,7 +230,7 @@ mod tests {
     #[test]
     fn every_bucket_that_can_be_written_fits_the_kernels_units() {
         let costs = |kind, bucket: Bucket| {
-            let params = Cell::new(kind, bucket, LineRef::Probe).params;
+            let params = Cell::bucket(kind, bucket, LineRef::Probe).params;
             let unit = if kind == CellKind::Source { 1 } else { 256 * 64 };
             let exact = u128::from(bucket.rate().period().nanos()) * unit
                 / (64 * u128::from(bucket.rate().tokens()));

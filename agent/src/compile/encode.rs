@@ -26,6 +26,7 @@ impl Block {
         for (to, rule) in block.rules.iter_mut().zip(&self.rules) {
             *to = rule.encode(table, &index_of)?;
         }
+        block.tracked = u32::from(self.is_tracked());
         block.count = u32::try_from(self.rules.len().min(Self::MAX)).ok()?;
         Some(block)
     }
@@ -44,8 +45,11 @@ impl Rule {
             RuleKind::Probe(_) => layout::RuleKind::Probe,
             RuleKind::Source { .. } => layout::RuleKind::Source,
             RuleKind::Limit(_) => layout::RuleKind::Limit,
+            RuleKind::Load(_) => layout::RuleKind::Load,
+            RuleKind::SourceLoad { .. } => layout::RuleKind::SourceLoad,
+            RuleKind::Breaker(_) => layout::RuleKind::Breaker,
         } as u8;
-        if let RuleKind::Source { group, .. } = self.kind {
+        if let RuleKind::Source { group, .. } | RuleKind::SourceLoad { group, .. } = self.kind {
             (rule.group_v4, rule.group_v6) = (group.v4(), group.v6());
         }
         if let Some(identity) = self.kind.cell() {

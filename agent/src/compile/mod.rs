@@ -18,6 +18,6 @@ pub use self::{
     cells::{Cell, CellKind, Identity},
     change::{Change, diff},
     encode::Encoded,
-    rules::{Compiled, NodeFacts, Overflow, Subject, compile},
-    tables::{Block, Blocks, LineRef, Rule, RuleKind, Tables, WorkloadTable},
+    rules::{Compiled, NodeFacts, Overflow, RuleSet, Subject, compile},
+    tables::{Block, Blocks, LineRef, LoadRef, Rule, RuleKind, Tables, WorkloadTable},
 };

@@ -7,13 +7,16 @@ use std::{
 };
 
 use serde::Serialize;
-use weir_common::layout::Direction;
+use weir_common::{
+    layout::{Direction, MAX_BREAKERS, MAX_LOADS, MAX_SOURCE_LOADS},
+    load::{Bounds, MAX_CONNECTIONS, MAX_HANDSHAKES},
+};
 
 use super::{
     cells::{Cell, CellKind, Identity},
-    tables::{Block, Blocks, LineRef, Rule, RuleKind, Tables, WorkloadTable},
+    tables::{Block, Blocks, LineRef, LoadRef, Rule, RuleKind, Tables, WorkloadTable},
 };
-use crate::policy::{Bucket, Cidr, Effective, LimitKind, Line, OnLimit, Port, Probes, Slot};
+use crate::policy::{Bucket, Cidr, Effective, LimitKind, Line, OnLimit, Port, Probes, Slot, Terms};
 
 /// A workload to be compiled.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +49,7 @@ pub struct Compiled {
     pub overflows: Vec<Overflow>,
 }
 
-/// More rules for one port than a block holds.
+/// More rules for one port than a block holds, or than a connection can be counted by.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 pub struct Overflow {
     /// The workload's identity.
@@ -55,10 +58,58 @@ pub struct Overflow {
     pub direction: Direction,
     /// The port; `None` for all that have no lines of their own.
     pub port: Option<Port>,
-    /// All the rules, in order.
+    /// Which rules are too many.
+    pub rules: RuleSet,
+    /// All of these rules, in order.
     pub lines: Vec<LineRef>,
     /// What was done about it.
     pub effect: OverflowEffect,
+}
+
+/// Rules that share a bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleSet {
+    /// All rules of a block.
+    All,
+    /// Those that count connections.
+    Loads,
+    /// Those that count each source's connections.
+    SourceLoads,
+    /// Breakers.
+    Breakers,
+}
+
+impl RuleSet {
+    /// The special ones first: what they cut need not be cut again.
+    const ALL: [Self; 4] = [Self::Loads, Self::SourceLoads, Self::Breakers, Self::All];
+
+    const fn holds(self, kind: RuleKind) -> bool {
+        match self {
+            Self::All => true,
+            Self::Loads => matches!(kind, RuleKind::Load(_)),
+            Self::SourceLoads => matches!(kind, RuleKind::SourceLoad { .. }),
+            Self::Breakers => matches!(kind, RuleKind::Breaker(_)),
+        }
+    }
+
+    const fn max(self) -> usize {
+        match self {
+            Self::All => Block::MAX,
+            Self::Loads => MAX_LOADS,
+            Self::SourceLoads => MAX_SOURCE_LOADS,
+            Self::Breakers => MAX_BREAKERS,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::All => "rules",
+            Self::Loads => "limits on what is open at once",
+            Self::SourceLoads => "limits on what each source has open at once",
+            Self::Breakers => "breakers",
+        }
+    }
 }
 
 /// What was done about too many rules.
@@ -74,12 +125,12 @@ pub enum OverflowEffect {
 impl fmt::Display for Overflow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines: Vec<_> = self.lines.iter().map(ToString::to_string).collect();
-        let (count, max) = (lines.len(), Block::MAX);
+        let (count, max, rules) = (lines.len(), self.rules.max(), self.rules.name());
         let direction = match self.direction {
             Direction::Ingress => "inbound",
             Direction::Egress => "outbound",
         };
-        write!(f, "workload {}: {count} {direction} rules for ", self.workload)?;
+        write!(f, "workload {}: {count} {direction} {rules} for ", self.workload)?;
         match self.port {
             Some(port) => write!(f, "port {port}")?,
             None => f.write_str("any port")?,
@@ -141,7 +192,8 @@ impl<'a> Workload<'a> {
         let ingress = self.blocks(Direction::Ingress);
         let egress = self.blocks(Direction::Egress);
         let identity = self.subject.identity;
-        let resets = self.cell(CellKind::Bucket, self.subject.resets, LineRef::Resets);
+        let resets = Cell::bucket(CellKind::Bucket, self.subject.resets, LineRef::Resets);
+        let resets = self.cell(resets);
         WorkloadTable {
             name: self.subject.name.to_owned(),
             identity: Identity::workload(identity),
@@ -197,17 +249,51 @@ impl<'a> Workload<'a> {
         }));
         let drop = self.subject.effective.on_limit(port) == OnLimit::Drop;
         rules.extend(self.probe_rules(direction, port, drop));
-        for line in lines {
+        // What refuses without spending comes first; what is counted is given back most easily.
+        for line in lines.iter().filter(|line| line.slot.kind.is_breaker()) {
             rules.push(self.limit_rule(line, drop));
         }
-        if rules.len() > Block::MAX {
-            let lines = rules.iter().map(|rule| rule.line).collect();
-            let workload = self.subject.identity.to_owned();
-            let effect = OverflowEffect::Cut;
-            self.overflows.push(Overflow { workload, direction, port, lines, effect });
-            rules.truncate(Block::MAX);
+        rules.extend(self.load_rules(port, &lines, drop));
+        for line in lines {
+            if !line.slot.kind.is_breaker() && !is_load(line.slot.kind) {
+                rules.push(self.limit_rule(line, drop));
+            }
+        }
+        for set in RuleSet::ALL {
+            self.cut(set, direction, port, &mut rules);
         }
         Block { rules }
+    }
+
+    /// Leaves as many rules of a set as fit, and says so.
+    fn cut(
+        &mut self,
+        set: RuleSet,
+        direction: Direction,
+        port: Option<Port>,
+        rules: &mut Vec<Rule>,
+    ) {
+        let of_set = || rules.iter().filter(|rule| set.holds(rule.kind));
+        if of_set().count() <= set.max() {
+            return;
+        }
+        self.overflows.push(Overflow {
+            workload: self.subject.identity.to_owned(),
+            direction,
+            port,
+            rules: set,
+            lines: of_set().map(|rule| rule.line).collect(),
+            effect: OverflowEffect::Cut,
+        });
+        let mut room = set.max();
+        rules.retain(|rule| {
+            if !set.holds(rule.kind) {
+                return true;
+            }
+            let fits = room > 0;
+            room = room.saturating_sub(1);
+            fits
+        });
     }
 
     fn probe_rules(&mut self, direction: Direction, port: Option<Port>, drop: bool) -> Vec<Rule> {
@@ -218,7 +304,8 @@ impl<'a> Workload<'a> {
         if direction == Direction::Egress || !is_probed || self.probers.is_empty() {
             return Vec::new();
         }
-        let cell = self.cell(CellKind::Bucket, probes.bucket, LineRef::Probe);
+        let cell = Cell::bucket(CellKind::Bucket, probes.bucket, LineRef::Probe);
+        let cell = self.cell(cell);
         let rule = |peer: &Cidr| Rule {
             peer: Some(*peer),
             kind: RuleKind::Probe(cell),
@@ -229,26 +316,80 @@ impl<'a> Workload<'a> {
         self.probers.iter().map(rule).collect()
     }
 
+    /// One rule for each port and each of enforced and shadow, with what `max-connections` and
+    /// `max-handshakes` say there: they count the same connections in one cell.
+    fn load_rules(&mut self, port: Option<Port>, lines: &[&Line], drop: bool) -> Vec<Rule> {
+        let scopes: BTreeSet<_> = [port, None].into();
+        let mut rules = Vec::new();
+        // The port before all ports.
+        for port in scopes.into_iter().rev() {
+            let line = |kind, shadow| {
+                let mut of_port = lines.iter().filter(|line| line.slot.port == port);
+                of_port
+                    .find(|line| line.slot.kind == kind && line.shadow.is_some() == shadow)
+                    .copied()
+            };
+            let mut beside = false;
+            for shadow in [false, true] {
+                let connections = line(LimitKind::MaxConnections, shadow);
+                let handshakes = line(LimitKind::MaxHandshakes, shadow);
+                if let (None, None) = (connections, handshakes) {
+                    continue;
+                }
+                let number = |line: Option<&Line>, most| {
+                    line.and_then(|line| line.limit.at_once()).map_or(most, |it| it.get().into())
+                };
+                let bounds = Bounds {
+                    connections: number(connections, MAX_CONNECTIONS),
+                    handshakes: number(handshakes, MAX_HANDSHAKES),
+                };
+                let slot = |line: Option<&Line>| line.map(|line| line.slot);
+                let (connections, handshakes) = (slot(connections), slot(handshakes));
+                let line = LineRef::Load(LoadRef { port, beside, connections, handshakes });
+                let cell = self.cell(Cell::load(CellKind::Load, bounds, line));
+                rules.push(Rule { peer: None, kind: RuleKind::Load(cell), shadow, drop, line });
+                beside = true;
+            }
+        }
+        rules
+    }
+
     fn limit_rule(&mut self, line: &Line, drop: bool) -> Rule {
         let reference = LineRef::Limit(line.slot);
-        let bucket = line.limit.bucket;
-        let kind = match line.slot.kind {
-            LimitKind::ConnectionsPerSource => RuleKind::Source {
-                cell: self.cell(CellKind::Source, bucket, reference),
-                group: line.limit.group.unwrap_or_default(),
+        let per_source = line.limit.group;
+        let kind = match (line.limit.terms, per_source) {
+            (Terms::Bucket(bucket), Some(group)) => RuleKind::Source {
+                cell: self.cell(Cell::bucket(CellKind::Source, bucket, reference)),
+                group,
             },
-            LimitKind::Connections | LimitKind::OutboundConnections => {
-                RuleKind::Limit(self.cell(CellKind::Bucket, bucket, reference))
+            (Terms::Bucket(bucket), None) => {
+                RuleKind::Limit(self.cell(Cell::bucket(CellKind::Bucket, bucket, reference)))
+            }
+            (Terms::AtOnce(number), group) => {
+                let bounds =
+                    Bounds { connections: number.get().into(), handshakes: MAX_HANDSHAKES };
+                RuleKind::SourceLoad {
+                    cell: self.cell(Cell::load(CellKind::SourceLoad, bounds, reference)),
+                    group: group.unwrap_or_default(),
+                }
+            }
+            (Terms::Breaker(breaker), _) => {
+                RuleKind::Breaker(self.cell(Cell::breaker(&breaker, reference)))
             }
         };
         Rule { peer: line.slot.to, kind, shadow: line.shadow.is_some(), drop, line: reference }
     }
 
-    fn cell(&mut self, kind: CellKind, bucket: Bucket, line: LineRef) -> Identity {
-        let identity = Identity::cell(self.subject.identity, &line);
-        self.cells.insert(identity, Cell::new(kind, bucket, line));
+    fn cell(&mut self, cell: Cell) -> Identity {
+        let identity = Identity::cell(self.subject.identity, &cell.line);
+        self.cells.insert(identity, cell);
         identity
     }
+}
+
+/// What is counted for all sources together, by [`Workload::load_rules`].
+const fn is_load(kind: LimitKind) -> bool {
+    matches!(kind, LimitKind::MaxConnections | LimitKind::MaxHandshakes)
 }
 
 /// Inner limits first, so that an outer refusal gives back as little as possible: sources before
@@ -256,7 +397,7 @@ impl<'a> Workload<'a> {
 /// enforced.
 fn order(slot: &Slot) -> impl Ord + use<> {
     let width = slot.to.map_or(u8::MAX, |to| u8::MAX - 1 - to.prefix());
-    (slot.kind != LimitKind::ConnectionsPerSource, slot.port.is_none(), slot.beside, width, slot.to)
+    (!slot.kind.is_per_source(), slot.port.is_none(), slot.beside, width, slot.to)
 }
 
 /// Whether a node probes its workloads from this address.

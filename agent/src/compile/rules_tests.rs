@@ -1,6 +1,7 @@
 //! Rules, and the way from one table to another.
 
 use proptest::prelude::*;
+use weir_common::{breaker, gcra::Params, layout, verdict::Reason};
 
 use super::*;
 use crate::{
@@ -228,6 +229,168 @@ fn blocks_are_encoded_with_the_parameters_of_their_cells() {
 }
 
 #[test]
+fn breakers_come_first_then_loads_then_the_rest_inner_limits_before_outer() {
+    let effective = policy(
+        &[
+            ("connections", "100/s"),
+            ("connections-per-source", "10/s"),
+            ("max-connections", "1000"),
+            ("max-handshakes", "200"),
+            ("max-connections.80", "500"),
+            ("max-connections-per-source", "9"),
+            ("max-connections-per-source.80", "8"),
+            ("breaker", "errors=5"),
+            ("breaker.80", "errors=3"),
+            ("outbound-breaker", "errors=5; errors=4 to=10.0.0.1"),
+        ],
+        &["192.0.2.1"],
+    );
+    let probes = Probes { from: None, ports: vec![port(80)], bucket: Probes::BUCKET };
+    let facts = NodeFacts { addresses: vec!["10.0.0.1".parse().unwrap()] };
+    let with = Subject { probes: Some(&probes), ..subject("web", &effective) };
+    let compiled = compile([with], &facts, None);
+    assert_eq!(compiled.overflows, []);
+    let table = &compiled.tables.workloads["web"];
+    assert_eq!(
+        shown(&table.ingress.ports[&port(80)]),
+        [
+            "exempt 192.0.2.1",
+            "probes",
+            "breaker.80",
+            "breaker",
+            "max-connections.80",
+            "max-connections and max-handshakes",
+            "max-connections-per-source.80",
+            "connections-per-source",
+            "max-connections-per-source",
+            "connections",
+        ]
+    );
+    assert_eq!(
+        shown(&table.egress.any),
+        ["exempt 192.0.2.1", "outbound-breaker to=10.0.0.1", "outbound-breaker"]
+    );
+    assert!(table.is_tracked() && table.ingress.any.is_tracked() && table.egress.any.is_tracked());
+}
+
+#[test]
+fn connections_and_handshakes_of_one_port_share_a_cell() {
+    let loads = |rows: &[(&str, &str)]| {
+        let table = table(&policy(rows, &[]));
+        let rules = table.ingress.any.rules.iter().map(|rule| {
+            let identity = rule.kind.cell().unwrap();
+            let Params { cost, burst, .. } = table.cells[&identity].params;
+            (identity, cost, burst, rule.shadow)
+        });
+        rules.collect::<Vec<_>>()
+    };
+    let both = loads(&[("max-connections", "500"), ("max-handshakes", "100")]);
+    let [(cell, 500, 100, false)] = both[..] else { panic!("{both:?}") };
+    // What is not limited stands at its most, and one line or the other, it is the same cell.
+    assert_eq!(loads(&[("max-connections", "7")]), [(cell, 7, MAX_HANDSHAKES, false)]);
+    assert_eq!(loads(&[("max-handshakes", "7 shadow")]), [(cell, MAX_CONNECTIONS, 7, true)]);
+    // In shadow alone they are two rules.
+    let apart = loads(&[("max-connections", "500 shadow"), ("max-handshakes", "100")]);
+    assert_eq!(apart[0], (cell, MAX_CONNECTIONS, 100, false));
+    assert_eq!((apart[1].1, apart[1].2, apart[1].3), (500, MAX_HANDSHAKES, true));
+    assert_ne!(apart[1].0, cell);
+}
+
+#[test]
+fn changed_numbers_keep_the_cells_and_set_the_blocks_again() {
+    let tables = |load: &str, breaker: &str| {
+        let effective = policy(
+            &[
+                ("max-connections", load),
+                ("max-connections-per-source", load),
+                ("breaker", breaker),
+            ],
+            &[],
+        );
+        compile([subject("web", &effective)], &NodeFacts::default(), None).tables
+    };
+    let (before, after) = (tables("5", "errors=5"), tables("6", "errors=6 shadow"));
+    let keys =
+        |tables: &Tables| -> Vec<_> { tables.workloads["web"].cells.keys().copied().collect() };
+    assert_eq!(keys(&before), keys(&after));
+    let changes = diff(&before, &after);
+    let set = |change: &Change| matches!(change, Change::SetCell { .. });
+    assert_eq!(changes.iter().filter(|change| set(change)).count(), 3);
+    assert!(matches!(changes.last(), Some(Change::SetBlock { .. })));
+}
+
+#[test]
+fn more_than_a_connection_can_be_counted_by_do_not_fit() {
+    let list: Vec<_> = (1..4).map(|host| format!("errors=5 to=10.0.0.{host}")).collect();
+    let effective = policy(&[("outbound-breaker.443", &list.join("; "))], &[]);
+    let compiled = compile([subject("web", &effective)], &NodeFacts::default(), None);
+    assert_eq!(
+        compiled.overflows[0].to_string(),
+        "workload web: 3 outbound breakers for port 443, at most 2 fit: outbound-breaker.443 \
+         to=10.0.0.1, outbound-breaker.443 to=10.0.0.2, outbound-breaker.443 to=10.0.0.3; not \
+         enforced: outbound-breaker.443 to=10.0.0.3"
+    );
+    let table = &compiled.tables.workloads["web"];
+    assert_eq!(table.egress.ports[&port(443)].rules.len(), 2);
+    assert!(compiled.tables.missing_cells().is_empty());
+
+    let fits = policy(&[("outbound-breaker.443", &list[..2].join("; "))], &[]);
+    let before = compile([subject("web", &fits)], &NodeFacts::default(), None);
+    let kept = compile([subject("web", &effective)], &NodeFacts::default(), Some(&before.tables));
+    assert_eq!(kept.tables, before.tables);
+}
+
+#[test]
+fn loads_and_breakers_are_encoded_as_the_kernel_reads_them() {
+    let table = table(&policy(
+        &[
+            ("max-connections", "500"),
+            ("max-handshakes", "100"),
+            ("max-connections-per-source", "20 group=/24,/56"),
+            (
+                "breaker",
+                "errors=5 error-ratio=40% min-volume=30 interval=1m connect-timeout=2s \
+                 ejection=30s max-ejection=1h probes=3 shadow",
+            ),
+        ],
+        &[],
+    ));
+    let block = table.ingress.any.encode(&table, |_| Some(1)).unwrap();
+    assert_eq!((block.count, block.tracked), (3, 1));
+    let [breaker, load, source, ..] = block.rules;
+    assert_eq!((breaker.kind, breaker.flags), (layout::RuleKind::Breaker as u8, 1));
+    let expected = breaker::Params {
+        timeout_ms: 2000,
+        ejection_ms: 30_000,
+        max_ejection_ms: 3_600_000,
+        interval_ms: 60_000,
+        errors: 5,
+        error_ratio: 40,
+        min_volume: 30,
+        probes: 3,
+    };
+    let words = [breaker.cost, breaker.burst, breaker.step];
+    assert_eq!(breaker::Params::unpack(words), expected);
+    assert_eq!((load.kind, load.cost, load.burst), (layout::RuleKind::Load as u8, 500, 100));
+    assert_eq!((source.kind, source.cost), (layout::RuleKind::SourceLoad as u8, 20));
+    assert_eq!((source.group_v4, source.group_v6), (24, 56));
+
+    let rates = self::table(&policy(&[("connections", "5/s")], &[]));
+    assert_eq!(rates.ingress.any.encode(&rates, |_| Some(1)).unwrap().tracked, 0);
+    assert!(!rates.is_tracked());
+}
+
+#[test]
+fn refusals_are_told_with_the_line_that_refused() {
+    let table = table(&policy(&[("max-connections", "5"), ("max-handshakes", "3")], &[]));
+    let line = table.ingress.any.rules[0].line;
+    let kind = |reason| line.refused_by(Some(reason)).unwrap().kind;
+    assert_eq!(kind(Reason::MaxConnections), LimitKind::MaxConnections);
+    assert_eq!(kind(Reason::MaxHandshakes), LimitKind::MaxHandshakes);
+    assert_eq!(line.name(), "max-connections");
+}
+
+#[test]
 fn the_tables_are_shown_as_json() {
     let effective =
         policy(&[("connections.80", "50/s"), ("outbound-connections", "1/s to=10.0.0.0/8")], &[]);
@@ -247,12 +410,21 @@ fn random_tables() -> impl Strategy<Value = Tables> {
         Just("connections-per-source"),
         Just("outbound-connections"),
         Just("outbound-connections.443"),
+        Just("max-connections"),
+        Just("max-handshakes"),
+        Just("max-handshakes.80"),
+        Just("max-connections-per-source"),
+        Just("breaker.80"),
     ];
     let row = (key, 1..4_u32, 0..3_u8).prop_map(|(key, rate, kind)| {
         let value = match (key, kind) {
             ("on-limit.80", 0) => "reset".to_owned(),
             ("on-limit.80", _) => "drop".to_owned(),
             ("outbound-connections", 1) => format!("{rate}/s to=10.0.0.0/8; 5/s"),
+            ("breaker.80", 2) => format!("errors={rate} shadow"),
+            ("breaker.80", _) => format!("errors={rate}"),
+            (key, 2) if key.starts_with("max-") => format!("{rate} shadow"),
+            (key, _) if key.starts_with("max-") => format!("{rate}"),
             (_, 2) => format!("{rate}/s shadow"),
             _ => format!("{rate}/s"),
         };

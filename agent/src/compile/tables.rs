@@ -3,10 +3,13 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
-use weir_common::layout::{Direction, MAX_RULES};
+use weir_common::{
+    layout::{Direction, MAX_RULES},
+    verdict::Reason,
+};
 
 use super::cells::{Cell, Identity};
-use crate::policy::{Cidr, Effective, Group, LimitKind, Line, Port, Slot};
+use crate::policy::{Cidr, Group, LimitKind, Port, Slot};
 
 /// All workloads, by identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -33,6 +36,12 @@ pub struct WorkloadTable {
 }
 
 impl WorkloadTable {
+    /// Whether connections of the workload must be tracked.
+    pub fn is_tracked(&self) -> bool {
+        let blocks = [&self.ingress, &self.egress].into_iter();
+        blocks.flat_map(|blocks| blocks.ports.values().chain([&blocks.any])).any(Block::is_tracked)
+    }
+
     /// The blocks of a direction.
     pub const fn blocks(&self, direction: Direction) -> &Blocks {
         match direction {
@@ -69,6 +78,11 @@ pub struct Block {
 impl Block {
     /// Most rules in a block.
     pub const MAX: usize = MAX_RULES;
+
+    /// Whether connections that pass these rules must be tracked.
+    pub fn is_tracked(&self) -> bool {
+        self.rules.iter().any(|rule| rule.kind.is_tracked())
+    }
 }
 
 /// One rule: for these peers, this.
@@ -103,6 +117,17 @@ pub enum RuleKind {
     },
     /// Spends from this cell.
     Limit(Identity),
+    /// Counts connections and handshakes in this cell.
+    Load(Identity),
+    /// Counts the connections of the source.
+    SourceLoad {
+        /// The cell.
+        cell: Identity,
+        /// How sources are told apart.
+        group: Group,
+    },
+    /// Asks the breaker in this cell.
+    Breaker(Identity),
 }
 
 impl RuleKind {
@@ -110,8 +135,18 @@ impl RuleKind {
     pub const fn cell(self) -> Option<Identity> {
         match self {
             Self::Exempt => None,
-            Self::Probe(cell) | Self::Source { cell, .. } | Self::Limit(cell) => Some(cell),
+            Self::Probe(cell)
+            | Self::Source { cell, .. }
+            | Self::Limit(cell)
+            | Self::Load(cell)
+            | Self::SourceLoad { cell, .. }
+            | Self::Breaker(cell) => Some(cell),
         }
+    }
+
+    /// Whether it must know what becomes of a connection.
+    pub const fn is_tracked(self) -> bool {
+        matches!(self, Self::Load(_) | Self::SourceLoad { .. } | Self::Breaker(_))
     }
 }
 
@@ -121,6 +156,8 @@ impl RuleKind {
 pub enum LineRef {
     /// A limit; its slot names the line.
     Limit(Slot),
+    /// `max-connections` and `max-handshakes` of one port, which are one limit in the kernel.
+    Load(LoadRef),
     /// An exempt peer.
     Exempt(Cidr),
     /// The bucket for health probes.
@@ -129,26 +166,52 @@ pub enum LineRef {
     Resets,
 }
 
+/// The lines whose limits one load holds; one of them at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct LoadRef {
+    /// At which port; `None` for all ports together.
+    pub port: Option<Port>,
+    /// It only counts, and another for the same port is enforced.
+    pub beside: bool,
+    /// The line of `max-connections`.
+    pub connections: Option<Slot>,
+    /// The line of `max-handshakes`.
+    pub handshakes: Option<Slot>,
+}
+
 impl LineRef {
     /// The word for it in metrics and for people: the key without its port.
-    pub const fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
-            Self::Limit(slot) => slot.kind.name(),
             Self::Exempt(_) => "exempt",
             Self::Probe => "probes",
             Self::Resets => "resets",
+            Self::Limit(_) | Self::Load(_) => {
+                self.slots().next().map_or("load", |slot| slot.kind.name())
+            }
         }
     }
 
-    /// The line, with its origin and what clamped it, if it is a limit.
-    pub fn line<'a>(&self, effective: &'a Effective) -> Option<&'a Line> {
-        match self {
-            Self::Limit(slot) => effective.line(slot),
-            _ => None,
-        }
+    /// The lines, by their slots: none but of limits.
+    pub fn slots(&self) -> impl Iterator<Item = Slot> + use<> {
+        let slots = match *self {
+            Self::Limit(slot) => [Some(slot), None],
+            Self::Load(load) => [load.connections, load.handshakes],
+            Self::Exempt(_) | Self::Probe | Self::Resets => [None, None],
+        };
+        slots.into_iter().flatten()
     }
 
-    /// The limit's kind, if it is a limit.
+    /// Of these lines the one that refused with this reason.
+    pub fn refused_by(&self, reason: Option<Reason>) -> Option<Slot> {
+        let is_to_blame = |slot: &Slot| match reason {
+            Some(Reason::MaxHandshakes) => slot.kind == LimitKind::MaxHandshakes,
+            _ => true,
+        };
+        self.slots().find(is_to_blame)
+    }
+
+    /// The limit's kind, if it is one limit.
     pub const fn limit(&self) -> Option<LimitKind> {
         match self {
             Self::Limit(slot) => Some(slot.kind),
@@ -161,12 +224,16 @@ impl fmt::Display for LineRef {
     /// The key with its port and destination, like `outbound-connections.443 to=10.0.0.0/8`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Limit(slot) => {
-                f.write_str(&slot.key())?;
-                if let Some(to) = slot.to {
-                    write!(f, " to={to}")?;
+            Self::Limit(_) | Self::Load(_) => {
+                for (index, slot) in self.slots().enumerate() {
+                    f.write_str(if index == 0 { "" } else { " and " })?;
+                    f.write_str(&slot.key())?;
+                    if let Some(to) = slot.to {
+                        write!(f, " to={to}")?;
+                    }
+                    f.write_str(if slot.beside { " (shadow)" } else { "" })?;
                 }
-                if slot.beside { f.write_str(" (shadow)") } else { Ok(()) }
+                Ok(())
             }
             Self::Exempt(peer) => write!(f, "exempt {peer}"),
             Self::Probe | Self::Resets => f.write_str(self.name()),

@@ -165,6 +165,61 @@ fn a_file_full_of_errors_is_read_in_time() {
 }
 
 #[test]
+fn the_policies_of_the_documentation_are_good() {
+    let pages = [
+        ("connections.md", include_str!("../../../docs/connections.md")),
+        ("connection-tracking.md", include_str!("../../../docs/connection-tracking.md")),
+        ("breakers.md", include_str!("../../../docs/breakers.md")),
+    ];
+    for (page, text) in pages {
+        let blocks: Vec<_> = text.split("```yaml\n").skip(1).collect();
+        assert!(!blocks.is_empty(), "{page}");
+        for block in blocks {
+            let policy = block.split("```").next().unwrap().replace('\n', "\n    ");
+            let example = format!("workloads:\n  - name: a\n    netns: a\n    {policy}\n");
+            assert_eq!(check(&example, page).to_string(), "", "{example}");
+        }
+    }
+}
+
+#[test]
+fn what_is_refused_on_the_page_of_breakers_is_refused_in_these_words() {
+    let page = include_str!("../../../docs/breakers.md");
+    for value in [
+        "ejection=30s",
+        "errors=5 max-ejection=10s",
+        "errors=5 min-volume=10",
+        "errors=5 error-ratio=90%",
+        "errors=5 half-open=off probes=3",
+    ] {
+        let text = format!("workloads: [{{name: a, netns: a, policy: {{breaker: {value}}}}}]\n");
+        let report = check(&text, "node.yaml");
+        let what = report.problems[0].to_string();
+        let said = what.split("error: ").nth(1).unwrap().split("; meanwhile").next().unwrap();
+        assert!(page.lines().any(|line| line == said), "{said}");
+    }
+    let text = "workloads: [{name: a, netns: a, policy: {breaker.80: errors=5 probes=10, \
+                max-connections.80: 4}}]\n";
+    let what = check(text, "node.yaml").problems[0].to_string();
+    assert!(page.contains(what.split("error: ").nth(1).unwrap()), "{what}");
+}
+
+#[test]
+fn what_would_hold_for_ssh_is_refused_for_the_newer_keys_too() {
+    for line in [
+        "max-connections: 5",
+        "max-connections-per-source: 5",
+        "max-handshakes: 5",
+        "breaker: errors=5",
+    ] {
+        let report = check(&vm(line, ""), "node.yaml");
+        assert_eq!(report.errors(), 1, "{line}: {report}");
+        assert!(report.to_string().contains("SSH"), "{report}");
+    }
+    assert_eq!(check(&vm("outbound-breaker: errors=5", ""), "node.yaml").errors(), 0);
+}
+
+#[test]
 fn the_documentation_names_every_key() {
     let page = include_str!("../../../docs/policy.md");
     for key in crate::policy::Key::NAMES {

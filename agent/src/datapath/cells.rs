@@ -4,6 +4,13 @@
 //! its fill over changes of its rate (the new cell starts equally full). A cell's parameters never
 //! change while it lives: a packet that still holds the old rules spends from the old cell, and
 //! what it spent is charged to the new one afterwards.
+//!
+//! Loads and breakers know nothing of their parameters, so they keep their cell, and its state,
+//! whatever changes. Connections that are open name these cells: one that no rule names any more is
+//! kept for an hour with all that stands in it, and after that for as long as some connection names
+//! it. A limit that is written again meanwhile goes on with what it had. After a restart the hour
+//! begins anew, because nothing but the limit's name stands in the record. The counts of single
+//! sources name no cell, but are found under its number: the hour is all they have.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,6 +21,7 @@ use serde::Serialize;
 use weir_common::{
     gcra::{self, Params},
     layout::{CellKind, MAX_CELLS, Record},
+    load,
 };
 
 use super::{
@@ -25,12 +33,39 @@ use crate::{
     compile::{self, Identity},
 };
 
+/// For so long a cell is kept that connections may still name.
+const KEPT_NS: u64 = 3600 * 1_000_000_000;
+
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     index: u32,
     record: Record,
     /// What happened at the cells that the limit had before, as far as this process saw.
     carried: CellCounts,
+    /// Until when the cell is kept although no rule names it.
+    kept_until_ns: Option<u64>,
+}
+
+impl Entry {
+    const fn new(index: u32, record: Record) -> Self {
+        let carried = CellCounts { admitted: 0, refused: 0, shadowed: 0 };
+        Self { index, record, carried, kept_until_ns: None }
+    }
+
+    fn kind(&self) -> CellKind {
+        CellKind::from_code(self.record.kind).unwrap_or(CellKind::Free)
+    }
+}
+
+/// Whether the state means the same under other parameters.
+const fn outlives_parameters(kind: CellKind) -> bool {
+    // The number of a source's cell places the sources' buckets: they keep what they spent.
+    matches!(kind, CellKind::Source) || is_tracked(kind)
+}
+
+/// Whether connections that are open name the cell, or are counted under its number.
+const fn is_tracked(kind: CellKind) -> bool {
+    matches!(kind, CellKind::Load | CellKind::SourceLoad | CellKind::Breaker)
 }
 
 /// A limit that moved to a new cell, until packets with the old rules are through.
@@ -56,10 +91,23 @@ pub(super) struct Cells {
 pub struct CellView {
     /// The cell.
     pub index: u32,
-    /// Tokens that could be taken now; `None` for limits per source, which have many buckets.
+    /// Tokens that could be taken now; of a bucket only.
     pub tokens: Option<u64>,
+    /// What is open now; of a load only.
+    pub load: Option<LoadView>,
+    /// The breaker's words; of a breaker only.
+    pub breaker: Option<[u64; 4]>,
     /// What happened so far.
     pub counts: CellCounts,
+}
+
+/// What a load counts at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LoadView {
+    /// Connections, handshakes among them.
+    pub connections: u64,
+    /// Handshakes that are not complete.
+    pub handshakes: u64,
 }
 
 impl Cells {
@@ -81,8 +129,7 @@ impl Cells {
                 let identity = Identity::from_words(record.identity);
                 cells.free.remove(&index);
                 cells.owners.insert(index, identity);
-                let carried = CellCounts::default();
-                cells.entries.insert(identity, Entry { index, record, carried });
+                cells.entries.insert(identity, Entry::new(index, record));
             }
         }
         Ok(cells)
@@ -116,14 +163,19 @@ impl Cells {
         let kind = match cell.kind {
             compile::CellKind::Bucket => CellKind::Gcra,
             compile::CellKind::Source => CellKind::Source,
+            compile::CellKind::Load => CellKind::Load,
+            compile::CellKind::SourceLoad => CellKind::SourceLoad,
+            compile::CellKind::Breaker => CellKind::Breaker,
         };
+        if let Some(entry) = self.entries.get_mut(&identity) {
+            entry.kept_until_ns = None;
+        }
         let old = self.entries.get(&identity).copied();
         if let Some(old) = old.filter(|old| old.record.kind == kind as u32) {
             if old.record.params == cell.params {
                 return Ok(None);
             }
-            if kind == CellKind::Source {
-                // The cell's number places the sources' buckets: they keep what they spent.
+            if outlives_parameters(kind) {
                 let entry = Entry { record: Record { params: cell.params, ..old.record }, ..old };
                 write_record(writers, entry.index, entry.record)?;
                 self.entries.insert(identity, entry);
@@ -134,15 +186,16 @@ impl Cells {
         entry.carried = old.map(|old| old.carried).unwrap_or_default();
         let word = match old.filter(|old| old.record.kind == kind as u32) {
             Some(old) => {
-                let word = load(maps, old.index);
+                let word = word_of(maps, old.index);
                 self.moves.push(Move { from: old, to: entry, word });
                 let now = gcra::q8(clock.monotonic_ns());
                 gcra::rescale(word, now, &old.record.params, &cell.params)
             }
             None => 0,
         };
-        if let Some(state) = maps.cell(entry.index) {
-            state.store(word, Ordering::SeqCst);
+        // Whoever had the cell before may have used more of its words.
+        for (index, state) in maps.cell_words(entry.index).enumerate() {
+            state.store(if index == 0 { word } else { 0 }, Ordering::SeqCst);
         }
         self.owners.insert(entry.index, identity);
         self.entries.insert(identity, entry);
@@ -173,7 +226,7 @@ impl Cells {
         };
         writers.clear_counts(index)?;
         write_record(writers, index, record)?;
-        Ok(Entry { index, record, carried: CellCounts::default() })
+        Ok(Entry::new(index, record))
     }
 
     /// Charges the new cells for what was spent at the old ones after they were copied. Called
@@ -186,7 +239,7 @@ impl Cells {
             {
                 entry.carried = entry.carried.and(counts);
             }
-            let spent = load(maps, from.index).wrapping_sub(word) as i64;
+            let spent = word_of(maps, from.index).wrapping_sub(word) as i64;
             let tokens = if spent > 0 { spent as u64 / from.record.params.cost } else { 0 };
             if let (Some(state), true) = (maps.cell(to.index), tokens > 0 && word != 0) {
                 let charge =
@@ -198,9 +251,48 @@ impl Cells {
         }
     }
 
-    /// Takes a limit out of the directory; its cell is returned, to be freed later.
-    pub(super) fn forget(&mut self, identity: Identity) -> Option<u32> {
+    /// Takes a limit that no rule names out of the directory; its cell is returned, to be freed
+    /// later. One that connections may name stays for now.
+    pub(super) fn forget(&mut self, identity: Identity, now_ns: u64) -> Option<u32> {
+        let entry = self.entries.get_mut(&identity)?;
+        if is_tracked(entry.kind()) {
+            entry.kept_until_ns.get_or_insert(now_ns + KEPT_NS);
+            return None;
+        }
         self.entries.remove(&identity).map(|entry| entry.index)
+    }
+
+    /// Frees the cells that were kept for long enough and that no connection names. `referred` tells
+    /// those that one does; it is asked only if there is a cell to be freed.
+    pub(super) fn free_kept<E>(
+        &mut self,
+        now_ns: u64,
+        referred: impl FnOnce() -> Result<BTreeSet<u32>, E>,
+        mut free: impl FnMut(&mut Self, u32) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let is_due = |entry: &Entry| entry.kept_until_ns.is_some_and(|until| until <= now_ns);
+        if !self.entries.values().any(is_due) {
+            return Ok(());
+        }
+        let referred = referred();
+        let may_name = |index| referred.as_ref().map_or(true, |cells| cells.contains(&index));
+        let mut due = Vec::new();
+        for (identity, entry) in &mut self.entries {
+            if !is_due(entry) {
+                continue;
+            }
+            if may_name(entry.index) {
+                // Looked at again in an hour.
+                entry.kept_until_ns = Some(now_ns + KEPT_NS);
+            } else {
+                due.push((*identity, entry.index));
+            }
+        }
+        referred?;
+        due.into_iter().try_for_each(|(identity, index)| {
+            self.entries.remove(&identity);
+            free(self, index)
+        })
     }
 
     /// Frees a cell that no packet can know any more.
@@ -223,14 +315,34 @@ impl Cells {
     pub(super) fn view(&self, identity: Identity, maps: &Maps, clock: &Clock) -> Option<CellView> {
         let entry = self.entries.get(&identity)?;
         let counts = entry.carried.and(maps.counts(entry.index).ok()?);
-        let now = gcra::q8(clock.monotonic_ns());
-        let tokens = (entry.record.kind == CellKind::Gcra as u32)
-            .then(|| gcra::tokens_left(load(maps, entry.index), now, &entry.record.params));
-        Some(CellView { index: entry.index, tokens, counts })
+        let now_ns = clock.monotonic_ns();
+        let word = word_of(maps, entry.index);
+        let mut view =
+            CellView { index: entry.index, tokens: None, load: None, breaker: None, counts };
+        match entry.kind() {
+            CellKind::Gcra => {
+                let tokens = gcra::tokens_left(word, gcra::q8(now_ns), &entry.record.params);
+                view.tokens = Some(tokens);
+            }
+            CellKind::Load => {
+                let load = load::read(word, now_ns);
+                let (connections, handshakes) = (load.connections(), load.handshakes());
+                view.load = Some(LoadView { connections, handshakes });
+            }
+            CellKind::Breaker => {
+                let mut words = [0; 4];
+                for (to, word) in words.iter_mut().zip(maps.cell_words(entry.index)) {
+                    *to = word.load(Ordering::SeqCst);
+                }
+                view.breaker = Some(words);
+            }
+            _ => {}
+        }
+        Some(view)
     }
 }
 
-fn load(maps: &Maps, index: u32) -> u64 {
+fn word_of(maps: &Maps, index: u32) -> u64 {
     maps.cell(index).map_or(0, |word| word.load(Ordering::SeqCst))
 }
 
@@ -239,4 +351,70 @@ fn write_record(writers: &mut Writers, index: u32, record: Record) -> Result<(),
         .records
         .set(index, record, 0)
         .map_err(|source| DatapathError::Map { name: "RECORDS", source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = KEPT_NS;
+
+    fn cells(kind: CellKind) -> (Cells, Identity) {
+        let identity = Identity::workload("web");
+        let record = Record { identity: identity.words(), kind: kind as u32, ..Record::default() };
+        let cells = Cells {
+            entries: BTreeMap::from([(identity, Entry::new(7, record))]),
+            owners: BTreeMap::from([(7, identity)]),
+            free: BTreeSet::new(),
+            moves: Vec::new(),
+        };
+        (cells, identity)
+    }
+
+    /// The cells that are freed at a time, while connections name these.
+    fn freed(cells: &mut Cells, now_ns: u64, referred: &[u32]) -> Vec<u32> {
+        let mut freed = Vec::new();
+        let referred = || Ok::<_, ()>(referred.iter().copied().collect());
+        let free = |_: &mut Cells, index| {
+            freed.push(index);
+            Ok(())
+        };
+        cells.free_kept(now_ns, referred, free).unwrap();
+        freed
+    }
+
+    #[test]
+    fn a_bucket_that_no_rule_names_is_given_back_at_once() {
+        for kind in [CellKind::Gcra, CellKind::Source] {
+            let (mut cells, identity) = cells(kind);
+            assert_eq!(cells.forget(identity, 5), Some(7));
+            assert_eq!(cells.index(identity), None);
+        }
+    }
+
+    #[test]
+    fn a_cell_that_connections_name_is_kept_for_an_hour_and_for_as_long_as_one_does() {
+        for kind in [CellKind::Load, CellKind::SourceLoad, CellKind::Breaker] {
+            let (mut cells, identity) = cells(kind);
+            assert_eq!(cells.forget(identity, 5), None);
+            // Told again at every change of policy: the first time counts.
+            assert_eq!(cells.forget(identity, 900), None);
+            assert_eq!(cells.index(identity), Some(7));
+            assert_eq!(freed(&mut cells, HOUR + 4, &[]), [0; 0]);
+            assert_eq!(freed(&mut cells, HOUR + 5, &[3, 7]), [0; 0]);
+            assert_eq!(freed(&mut cells, 2 * HOUR, &[]), [0; 0]);
+            assert_eq!(freed(&mut cells, 2 * HOUR + 5, &[3]), [7]);
+            assert_eq!(cells.index(identity), None);
+        }
+    }
+
+    #[test]
+    fn nobody_looks_through_the_connections_for_nothing() {
+        let (mut cells, identity) = cells(CellKind::Load);
+        cells.forget(identity, 5);
+        let never = || Err("looked");
+        assert_eq!(cells.free_kept(HOUR, never, |_, _| Ok(())), Ok(()));
+        assert_eq!(cells.free_kept(HOUR + 5, never, |_, _| Ok(())), Err("looked"));
+        assert_eq!(cells.index(identity), Some(7));
+    }
 }

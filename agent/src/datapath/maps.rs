@@ -1,6 +1,7 @@
 //! The maps, typed: who writes what stands in [`weir_common::layout`].
 
 use std::{
+    collections::BTreeSet,
     fs,
     mem::offset_of,
     os::fd::{AsFd as _, AsRawFd as _},
@@ -14,8 +15,8 @@ use weir_common::{
     addr::Addr,
     handshake,
     layout::{
-        Block, CellLine, Config, Counts, HOOKS, Hook, MAX_CELLS, PENDING_LINES, Record,
-        SOURCE_LINES, Tally, Workload,
+        Block, CellLine, Config, Counts, HOOKS, Hook, MAX_BREAKERS, MAX_CELLS, MAX_LOADS,
+        PENDING_LINES, Record, SOURCE_LINES, Slot, TRACK_LINES, Tally, Workload,
     },
     nh::Secret,
     source,
@@ -27,7 +28,7 @@ use super::error::DatapathError;
 use crate::clock::Clock;
 
 /// All pinned maps.
-pub(super) const NAMES: [&str; 13] = [
+pub(super) const NAMES: [&str; 16] = [
     "CONFIG",
     "CELLS",
     "RECORDS",
@@ -40,12 +41,19 @@ pub(super) const NAMES: [&str; 13] = [
     "BLOCKS",
     "SOURCES",
     "PENDING",
+    "TRACKS",
+    "SLOTS",
+    "SOURCE_LOADS",
     "EVENTS",
 ];
 
 /// Words of [`Config`] that change while programs read it.
 const HEARTBEAT_WORD: usize = offset_of!(Config, heartbeat_ns) / 8;
 const CLOCK_OFFSET_WORD: usize = offset_of!(Config, clock_offset_ns) / 8;
+const TRACKED_WORD: usize = offset_of!(Config, tracked) / 8;
+
+/// Words of a [`CellLine`].
+const CELL_WORDS: usize = size_of::<CellLine>() / size_of::<u64>();
 
 /// The least time between two events of one limit on one CPU.
 const EVENT_INTERVAL_NS: u64 = 10_000_000;
@@ -172,12 +180,11 @@ pub type TallyView = Vec<(Verdict, Reason, u64)>;
 
 impl Maps {
     pub(super) fn open(directory: &Path) -> Result<Self, DatapathError> {
-        const LINE: usize = size_of::<CellLine>() / size_of::<u64>();
         Ok(Self {
             config: Mapped::open(directory, "CONFIG", size_of::<Config>() / size_of::<u64>())?,
-            cells: Mapped::open(directory, "CELLS", MAX_CELLS as usize * LINE)?,
-            sources: Mapped::open(directory, "SOURCES", SOURCE_LINES as usize * LINE)?,
-            pending: Mapped::open(directory, "PENDING", PENDING_LINES as usize * LINE)?,
+            cells: Mapped::open(directory, "CELLS", MAX_CELLS as usize * CELL_WORDS)?,
+            sources: Mapped::open(directory, "SOURCES", SOURCE_LINES as usize * way::LINE)?,
+            pending: Mapped::open(directory, "PENDING", PENDING_LINES as usize * way::LINE)?,
             counts: per_cpu(directory, "COUNTS")?,
             tallies: per_cpu(directory, "TALLIES")?,
         })
@@ -213,9 +220,23 @@ impl Maps {
         set(HEARTBEAT_WORD, clock.monotonic_ns());
     }
 
-    /// The state word of a cell.
+    /// Tells the kernel how many workloads are tracked: while there are none, it looks at nothing
+    /// but SYNs.
+    pub(super) fn set_tracked(&self, workloads: u64) {
+        if let Some(word) = self.config.word(TRACKED_WORD) {
+            word.store(workloads, Ordering::SeqCst);
+        }
+    }
+
+    /// The first state word of a cell; all there is but for breakers.
     pub(super) fn cell(&self, index: u32) -> Option<&AtomicU64> {
-        self.cells.word(index as usize * 8)
+        self.cell_words(index).next()
+    }
+
+    /// The state words of a cell.
+    pub(super) fn cell_words(&self, index: u32) -> impl Iterator<Item = &AtomicU64> {
+        let first = index as usize * CELL_WORDS;
+        (first..first + CELL_WORDS).filter_map(|word| self.cells.word(word))
     }
 
     /// What happened at a cell.
@@ -338,6 +359,44 @@ fn check(data: &MapData, name: &'static str, value_size: usize) -> Result<(), Da
     }
 }
 
+/// The cells that tracked connections count in or teach. They are mapped for as long as it takes to
+/// look through them, which is seldom.
+///
+/// A connection has a word in `TRACKS` and a slot with the same number in `SLOTS`; a slot without a
+/// word is nobody's, whatever stands in it.
+pub(super) fn referred_cells(directory: &Path) -> Result<BTreeSet<u32>, DatapathError> {
+    const SLOT_WORDS: usize = size_of::<Slot>() / size_of::<u64>();
+    let connections = TRACK_LINES as usize * way::LINE;
+    let tracks = Mapped::open(directory, "TRACKS", connections)?;
+    let slots = Mapped::open(directory, "SLOTS", connections * SLOT_WORDS)?;
+    let mut cells = BTreeSet::new();
+    for (index, track) in tracks.words().enumerate() {
+        if track.load(Ordering::Relaxed) == 0 {
+            continue;
+        }
+        let mut slot = [0; SLOT_WORDS];
+        for (word, to) in slot.iter_mut().enumerate() {
+            *to = slots
+                .word(index * SLOT_WORDS + word)
+                .map_or(0, |word| word.load(Ordering::Relaxed));
+        }
+        cells.extend(cells_of(&slot));
+    }
+    Ok(cells)
+}
+
+/// The cells that the words of a [`Slot`] name.
+fn cells_of(slot: &[u64]) -> impl Iterator<Item = u32> {
+    const FROM: usize = offset_of!(Slot, loads) / 2;
+    const COUNT: usize = MAX_LOADS + MAX_BREAKERS;
+    const _: () = assert!(offset_of!(Slot, breakers) == offset_of!(Slot, loads) + MAX_LOADS * 2);
+    let shorts = slot.iter().flat_map(|word| {
+        let bytes = word.to_ne_bytes();
+        [0, 2, 4, 6].map(|at| u32::from(u16::from_ne_bytes([bytes[at], bytes[at + 1]])))
+    });
+    shorts.skip(FROM).take(COUNT).filter(|cell| *cell != 0).collect::<Vec<_>>().into_iter()
+}
+
 /// Removes the pins of all maps in a directory.
 pub(super) fn unpin(directory: &Path) -> Vec<String> {
     NAMES
@@ -345,4 +404,27 @@ pub(super) fn unpin(directory: &Path) -> Vec<String> {
         .filter(|name| fs::remove_file(directory.join(name)).is_ok())
         .map(|name| format!("map {name}"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_names_the_cells_of_its_loads_and_breakers() {
+        const WORDS: usize = size_of::<Slot>() / 8;
+        let mut words = [u64::MAX; WORDS];
+        let mut set = |at: usize, value: u16| {
+            let mut bytes = words[at / 8].to_ne_bytes();
+            bytes[at % 8..at % 8 + 2].copy_from_slice(&value.to_ne_bytes());
+            words[at / 8] = u64::from_ne_bytes(bytes);
+        };
+        for (index, cell) in [7, 0, 8191, 0].into_iter().enumerate() {
+            set(offset_of!(Slot, loads) + 2 * index, cell);
+        }
+        for (index, cell) in [300, 0].into_iter().enumerate() {
+            set(offset_of!(Slot, breakers) + 2 * index, cell);
+        }
+        assert_eq!(cells_of(&words).collect::<Vec<_>>(), [7, 8191, 300]);
+    }
 }

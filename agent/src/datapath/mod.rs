@@ -24,7 +24,7 @@ use weir_common::layout::LAYOUT;
 use self::{attach::Links, cells::Cells, maps::Writers, object::Programs, publish::Publisher};
 pub use self::{
     attach::{Attached, Attachment, Side, Target, UplinkMode},
-    cells::CellView,
+    cells::{CellView, LoadView},
     error::DatapathError,
     events::Events,
     maps::{CellCounts, Maps, TallyView},
@@ -92,7 +92,8 @@ impl Datapath {
     pub fn tick(&mut self) -> Result<(), DatapathError> {
         self.maps.beat(&self.clock);
         self.programs.flush_logs();
-        self.publisher.collect(&mut self.cells, &mut self.writers, &self.clock)
+        let Self { publisher, cells, writers, directory, clock, .. } = self;
+        publisher.collect(cells, writers, directory, clock)
     }
 
     /// Shadows a workload until a time (CLOCK_MONOTONIC, ns), or ends that with 0. The kernel

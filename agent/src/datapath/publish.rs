@@ -3,17 +3,20 @@
 //! New cells first, then new blocks, then the references to them; what nothing refers to any more
 //! is freed a while later, when no packet can have it in hand. Blocks are never changed in place.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use weir_common::layout::{
-    Block, Direction, MAX_BLOCKS, MAX_PORTS, MAX_WORKLOADS, PORTS_EGRESS, PORTS_INGRESS, Workload,
-    port_key,
+    Block, Direction, MAX_BLOCKS, MAX_PORTS, MAX_WORKLOADS, PORTS_EGRESS, PORTS_INGRESS, TRACKED,
+    Workload, port_key,
 };
 
 use super::{
     cells::Cells,
     error::DatapathError,
-    maps::{Maps, Writers},
+    maps::{Maps, Writers, referred_cells},
 };
 use crate::{
     clock::Clock,
@@ -36,6 +39,10 @@ struct Published {
 }
 
 impl Published {
+    const fn is_tracked(&self) -> bool {
+        self.record.flags & TRACKED != 0
+    }
+
     fn blocks(&self) -> impl Iterator<Item = u32> + '_ {
         self.any.iter().chain(self.ports.values()).copied().filter(|&index| index != 0)
     }
@@ -128,6 +135,11 @@ impl Publisher {
         let wanted: BTreeSet<Identity> =
             tables.workloads.values().map(|table| table.identity).collect();
         let mut result = Ok(());
+        // Before the first block that needs it, and until after the last.
+        let tracked = tables.workloads.values().filter(|table| table.is_tracked());
+        let tracked: BTreeSet<Identity> =
+            tracked.map(|table| table.identity).chain(self.tracked()).collect();
+        maps.set_tracked(tracked.len() as u64);
         for table in tables.workloads.values() {
             // One workload without room does not keep the others from their new policy.
             if let Err(error) = self.publish(table, cells, writers, maps, clock) {
@@ -144,13 +156,20 @@ impl Publisher {
         let unnamed: Vec<Identity> =
             cells.identities().filter(|identity| !named.contains(identity)).collect();
         for identity in unnamed {
-            if let Some(cell) = cells.forget(identity) {
+            if let Some(cell) = cells.forget(identity, clock.monotonic_ns()) {
                 self.discard(Garbage::Cell(cell), clock);
             }
         }
         std::thread::sleep(SETTLE);
         cells.settle(maps);
+        maps.set_tracked(self.tracked().count() as u64);
         result
+    }
+
+    /// The workloads whose connections the kernel tracks.
+    fn tracked(&self) -> impl Iterator<Item = Identity> + '_ {
+        let tracked = self.workloads.iter().filter(|(_, published)| published.is_tracked());
+        tracked.map(|(identity, _)| *identity)
     }
 
     fn publish(
@@ -196,6 +215,14 @@ impl Publisher {
         let slot = published.slot;
         let mut any = [0; 2];
         let mut flags = 0;
+        if table.is_tracked() {
+            flags = TRACKED;
+            if !published.is_tracked() && published.record.identity != [0, 0] {
+                // Before the first connection that is tracked: its answer is no SYN.
+                published.record.flags |= TRACKED;
+                write(writers, slot, published.record)?;
+            }
+        }
         let mut ports = BTreeMap::new();
         for direction in [Direction::Ingress, Direction::Egress] {
             let blocks = table.blocks(direction);
@@ -329,6 +356,7 @@ impl Publisher {
         &mut self,
         cells: &mut Cells,
         writers: &mut Writers,
+        directory: &Path,
         clock: &Clock,
     ) -> Result<(), DatapathError> {
         self.reclaim_blocks(clock);
@@ -343,7 +371,8 @@ impl Publisher {
                 Garbage::Slot(slot) => _ = self.free_slots.insert(slot),
             }
         }
-        Ok(())
+        let free = |cells: &mut Cells, index| cells.free(index, writers);
+        cells.free_kept(now, || referred_cells(directory), free)
     }
 
     fn reclaim_blocks(&mut self, clock: &Clock) {

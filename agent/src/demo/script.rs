@@ -40,9 +40,10 @@ impl Limit {
         let parsed = Key::parse(&key).map_err(|error| fault(error.to_string()))?;
         let setting = parsed.parse_value(value).map_err(|error| fault(error.to_string()))?;
         match setting {
-            Setting::Limits(limits) if limits.len() == 1 => {
-                Ok(Self { bucket: limits[0].bucket, value: value.to_owned(), key })
-            }
+            Setting::Limits(limits) if limits.len() == 1 => match limits[0].bucket() {
+                Some(bucket) => Ok(Self { bucket, value: value.to_owned(), key }),
+                None => Err(fault("a rate was expected".to_owned())),
+            },
             _ => Err(fault("one limit was expected".to_owned())),
         }
     }

@@ -12,17 +12,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    num::NonZeroU16,
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::{
+    breaker::Breaker,
     key::{Key, KeyKind, LimitKind, Port},
     layer::{Administrator, Allow, BadKey, Entry, Policy, Subject},
     peer::Cidr,
     place::{Layer, Origin, Place, Problem, Sourced},
     suggest::nearest,
-    value::{Limit, Mode, OnLimit, Setting},
+    value::{Limit, Mode, OnLimit, Setting, Terms},
 };
 
 /// What each party wrote, for one workload.
@@ -129,14 +131,14 @@ pub enum Shadow {
     Mode(Origin),
 }
 
-/// A maximum that made a line stricter than written.
+/// A maximum, or another line, that made a line stricter than written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Clamp {
-    /// Whose word the maximum is.
+    /// Whose word that is.
     pub origin: Origin,
-    /// The maximum.
+    /// What it says.
     pub bound: String,
-    /// What it changed: `rate`, `burst`, `refill`, `group`, `shadow`.
+    /// What it changed: `rate`, `burst`, `refill`, `number`, `probes`, `group`, `shadow`.
     pub changed: Vec<&'static str>,
 }
 
@@ -247,6 +249,8 @@ pub fn effective(
         layers: [&workload, &namespace, &defaults],
         maxima: &maxima,
     };
+    let mut lines = merge.lines();
+    let mut contradictions = fit_probes(&mut lines);
     let effective = Effective {
         mode: merge.mode(Layer::Workload),
         on_limit: merge
@@ -254,13 +258,16 @@ pub fn effective(
             .unwrap_or(Sourced { value: OnLimit::default(), origin: Origin::BUILT_IN }),
         on_limit_ports: merge.on_limit_ports(),
         exempt: distinct(exempt),
-        lines: merge.lines(),
+        lines,
     };
     let used = [&workload, &namespace, &defaults, &maxima].into_iter().flatten();
     let last_good =
         used.flat_map(|(id, values)| values.iter().map(|value| value.good(*id))).collect();
-    let problems =
-        reader.problems.into_iter().map(|pending| pending.settle(subject, &effective)).collect();
+    for problem in &mut contradictions {
+        problem.workload = Some(subject.name.to_owned());
+    }
+    let settled = reader.problems.into_iter().map(|pending| pending.settle(subject, &effective));
+    let problems = settled.chain(contradictions).collect();
     Outcome { effective, last_good: LastGood { values: last_good }, problems }
 }
 
@@ -392,14 +399,14 @@ impl Reader<'_> {
             let what =
                 format!("`{}` sets the port of `{}` again", entry.written, first.written_key);
             let problem = Problem::error(entry.place.clone(), what, "one key for each port");
-            let is_limit = matches!(id.0, KeyKind::Limit(_));
-            let effect = if is_limit {
+            let has_order = matches!(id.0, KeyKind::Limit(kind) if !kind.is_breaker());
+            let effect = if has_order {
                 "both hold, so the stricter one decides"
             } else {
                 "the first one holds"
             };
             self.problems.push(Pending { problem: problem.effect(effect), at_stake: None });
-            if !is_limit {
+            if !has_order {
                 return;
             }
         }
@@ -502,6 +509,10 @@ fn forbidden(layer: Layer, entry: &Entry, key: &Key) -> Option<Problem> {
         (KeyKind::OnLimit, Layer::Max) => (
             "`on-limit` has no maximum: neither of its words is stricter",
             "`on-limit` under `default`, and an `allow` without it",
+        ),
+        (KeyKind::Limit(kind), Layer::Max) if kind.is_breaker() => (
+            "a breaker has no maximum: of two, neither is stricter in all it does",
+            "the breaker under `default`, and an `allow` without it",
         ),
         _ => return None,
     };
@@ -658,23 +669,71 @@ impl Line {
     fn clamp(&mut self, bound: &Self) {
         let before = self.limit;
         let group = before.group.zip(bound.limit.group).map(|(a, b)| a.stricter(b));
-        let bucket = before.bucket.stricter(bound.limit.bucket);
-        self.limit = Limit { bucket, group: group.or(before.group), ..before };
-        let now = self.limit.bucket;
-        let changed: Vec<_> = [
-            ("rate", now.rate() != before.bucket.rate()),
-            ("burst", now.burst() != before.bucket.burst()),
-            ("refill", now.refill() != before.bucket.refill()),
-            ("group", self.limit.group != before.group),
-        ]
-        .into_iter()
-        .filter_map(|(name, differs)| differs.then_some(name))
-        .collect();
+        let terms = before.terms.stricter(bound.limit.terms);
+        self.limit = Limit { terms, group: group.or(before.group), ..before };
+        let mut changed = changed(before.terms, terms);
+        if self.limit.group != before.group {
+            changed.push("group");
+        }
         if !changed.is_empty() {
             let (origin, bound) = (bound.origin.clone(), bound.written.clone());
             self.clamps.push(Clamp { origin, bound, changed });
         }
     }
+}
+
+/// What became stricter, by its name.
+fn changed(before: Terms, now: Terms) -> Vec<&'static str> {
+    let rows = match (before, now) {
+        (Terms::Bucket(before), Terms::Bucket(now)) => vec![
+            ("rate", now.rate() != before.rate()),
+            ("burst", now.burst() != before.burst()),
+            ("refill", now.refill() != before.refill()),
+        ],
+        _ => vec![("number", now != before)],
+    };
+    rows.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+}
+
+/// A breaker whose probes could never be out together, because `max-connections` lets fewer in,
+/// might never close again: it gets as many as fit.
+fn fit_probes(lines: &mut [Line]) -> Vec<Problem> {
+    let bounds: Vec<Line> =
+        lines.iter().filter(|line| line.slot.kind == LimitKind::MaxConnections).cloned().collect();
+    let mut problems = Vec::new();
+    for line in lines.iter_mut().filter(|line| line.slot.kind == LimitKind::Breaker) {
+        let concerns = |bound: &&Line| {
+            let port = bound.slot.port.is_none() || bound.slot.port == line.slot.port;
+            // What only counts holds nobody back but what only counts too.
+            port && (bound.shadow.is_none() || line.shadow.is_some())
+        };
+        let at_most = |bound: &&Line| bound.limit.at_once();
+        let bound = bounds.iter().filter(concerns).min_by_key(at_most);
+        let (Some(bound), Some(breaker)) = (bound, line.limit.breaker()) else { continue };
+        let (Some(probes), Some(most)) = (breaker.probes, bound.limit.at_once()) else { continue };
+        // More than 16 bits are more than any number of probes.
+        let Some(fitting) = NonZeroU16::try_from(most).ok().filter(|most| *most < probes) else {
+            continue;
+        };
+        let what = format!(
+            "`{}`: probes={probes} is more than the {most} that `{}` lets in at once",
+            line.written_key, bound.written_key
+        );
+        let problem = Problem::error(
+            line.origin.place.clone(),
+            what,
+            format!("probes={fitting} or fewer, or a larger {}", LimitKind::MaxConnections),
+        );
+        problems.push(problem.effect(format!("it holds with probes={fitting}")));
+        line.limit.terms = Terms::Breaker(Breaker { probes: Some(fitting), ..breaker });
+        let bound_text = format!("{} {}", bound.written_key, bound.limit);
+        line.clamps.push(Clamp {
+            origin: bound.origin.clone(),
+            bound: bound_text,
+            changed: vec!["probes"],
+        });
+    }
+    problems
 }
 
 #[cfg(test)]

@@ -184,6 +184,120 @@ fn a_maximum_widens_the_groups_of_sources() {
 }
 
 #[test]
+fn a_maximum_clamps_what_is_open_at_once() {
+    let written = Written::default()
+        .policy(
+            &[("max-handshakes", "70")],
+            &[
+                ("max-connections", "100"),
+                ("max-handshakes", "50"),
+                ("max-connections-per-source", "10 group=/24,/56"),
+            ],
+        )
+        .workload(&[("max-connections", "500"), ("max-connections-per-source", "5")]);
+    let effective = written.effective();
+    assert_eq!(
+        shown(&effective),
+        [
+            "max-connections: 100",
+            "max-connections-per-source: 5 group=/24,/56",
+            "max-handshakes: 50",
+        ]
+    );
+    let clamps: Vec<_> =
+        effective.lines.iter().map(|line| line.clamps[0].changed.clone()).collect();
+    assert_eq!(clamps, [vec!["number"], vec!["group"], vec!["number"]]);
+    assert_eq!(
+        effective.lines[0].clamps[0].to_string(),
+        "number from `100` (administrator's max, max:1:1)"
+    );
+}
+
+#[test]
+fn a_breaker_is_replaced_as_a_whole_and_has_no_maximum() {
+    let written = Written::default()
+        .policy(&[("breaker", "errors=9"), ("breaker.80", "errors=8 probes=3")], &[])
+        .workload(&[("breaker", "error-ratio=50%")]);
+    assert_eq!(
+        shown(&written.effective()),
+        ["breaker: error-ratio=50%", "breaker.80: errors=8 probes=3"]
+    );
+    let outcome = Written::default()
+        .policy(&[], &[("breaker", "errors=5"), ("outbound-breaker.80", "errors=5")])
+        .workload(&[("breaker", "errors=100")])
+        .merge();
+    assert_eq!(shown(&outcome.effective), ["breaker: errors=100"]);
+    assert_eq!(outcome.problems.len(), 2);
+    assert_eq!(
+        outcome.problems[0].to_string(),
+        "max:1:1: error: a breaker has no maximum: of two, neither is stricter in all it does; \
+         expected the breaker under `default`, and an `allow` without it"
+    );
+    let twice = Written::default()
+        .workload(&[("breaker.mysql", "errors=5"), ("breaker.3306", "errors=3")])
+        .merge();
+    assert_eq!(shown(&twice.effective), ["breaker.3306: errors=5"]);
+    assert_eq!(twice.problems[0].effect.as_deref(), Some("the first one holds"));
+}
+
+#[test]
+fn a_breaker_in_shadow_stands_beside_the_administrators() {
+    let written = Written::default()
+        .policy(&[("breaker", "errors=9")], &[])
+        .workload(&[("breaker", "errors=2 shadow")]);
+    let effective = written.effective();
+    assert_eq!(shown(&effective), ["breaker: errors=9", "breaker: errors=2 shadow"]);
+    assert!(effective.lines[1].slot.beside);
+}
+
+#[test]
+fn probes_are_no_more_than_may_be_open_at_once() {
+    let told = |rows: &[(&str, &str)]| {
+        let outcome = Written::default().workload(rows).merge();
+        let problems: Vec<_> = outcome.problems.iter().map(ToString::to_string).collect();
+        (shown(&outcome.effective), problems)
+    };
+    let (holds, problems) =
+        told(&[("breaker.mysql", "errors=5 probes=10"), ("max-connections.3306", "4")]);
+    assert_eq!(holds, ["max-connections.3306: 4", "breaker.3306: errors=5 probes=4"]);
+    assert_eq!(
+        problems,
+        ["workload:1:1: error: `breaker.mysql`: probes=10 is more than the 4 that \
+          `max-connections.3306` lets in at once; expected probes=4 or fewer, or a larger \
+          max-connections; it holds with probes=4"]
+    );
+    // A limit for all ports holds for this one too; the lower of two counts.
+    let both = [
+        ("breaker.80", "errors=5 probes=10"),
+        ("max-connections.80", "8"),
+        ("max-connections", "3"),
+    ];
+    assert!(told(&both).0.contains(&"breaker.80: errors=5 probes=3".to_owned()));
+    for fits in [
+        [("breaker", "errors=5 probes=10"), ("max-connections.80", "4")],
+        [("breaker.80", "errors=5 probes=10"), ("max-connections.80", "10")],
+        [("breaker.80", "errors=5 probes=10"), ("max-connections.80", "4 shadow")],
+        [("breaker.80", "errors=5 half-open=off"), ("max-connections.80", "1")],
+        [("outbound-breaker.80", "errors=5 probes=10"), ("max-connections.80", "1")],
+    ] {
+        assert_eq!(told(&fits).1, [""; 0], "{fits:?}");
+    }
+}
+
+#[test]
+fn bad_values_of_the_newer_keys_keep_the_last_good_ones() {
+    let good = Written::default()
+        .workload(&[("max-connections", "10"), ("breaker.mysql", "errors=3")])
+        .merge();
+    let bad = Written::default()
+        .workload(&[("max-connections", "ten"), ("breaker.mysql", "errors=0")])
+        .merge_after(Some(&good.last_good));
+    assert_eq!(shown(&bad.effective), ["max-connections: 10", "breaker.3306: errors=3"]);
+    assert!(bad.effective.lines.iter().all(|line| line.kept));
+    assert!(bad.problems[1].to_string().ends_with("the last good value `errors=3` stays"));
+}
+
+#[test]
 fn a_port_by_name_and_by_number_is_one_port() {
     let written = Written::default()
         .policy(&[], &[("connections.3306", "5/s")])
@@ -441,11 +555,10 @@ fn last_good_values_survive_storage() {
 
 #[test]
 fn problems_are_reported_once_and_name_the_workload() {
-    let outcome =
-        Written::default().workload(&[("max-connections", "5"), ("nonsense", "5")]).merge();
+    let outcome = Written::default().workload(&[("quota", "5"), ("nonsense", "5")]).merge();
     let shown: Vec<_> = outcome.problems.iter().map(ToString::to_string).collect();
     assert_eq!(outcome.problems.len(), 2);
-    assert!(shown[0].contains("`max-connections` is not supported by this version"), "{shown:?}");
+    assert!(shown[0].contains("`quota` is not supported by this version"), "{shown:?}");
     assert!(shown[1].contains("unknown key `nonsense`"), "{shown:?}");
     assert!(outcome.problems.iter().all(|problem| problem.workload.as_deref() == Some("web-1")));
 }
@@ -459,6 +572,12 @@ fn rows() -> impl Strategy<Value = Vec<Row>> {
         Just("connections.mysql"),
         Just("connections-per-source"),
         Just("outbound-connections"),
+        Just("max-connections"),
+        Just("max-connections.mysql"),
+        Just("max-handshakes"),
+        Just("max-connections-per-source"),
+        Just("breaker"),
+        Just("breaker.mysql"),
         Just("mode"),
         Just("connectoins"),
         Just("connections.0"),
@@ -466,6 +585,13 @@ fn rows() -> impl Strategy<Value = Vec<Row>> {
     let value = prop_oneof![
         6 => (buckets(), any::<bool>()).prop_map(|(bucket, shadow)| {
             format!("{bucket}{}", if shadow { " shadow" } else { "" })
+        }),
+        6 => (1..9_u32, any::<bool>()).prop_map(|(number, shadow)| {
+            format!("{number}{}", if shadow { " shadow" } else { "" })
+        }),
+        6 => (1..9_u32, 1..9_u32, any::<bool>()).prop_map(|(errors, probes, shadow)| {
+            let shadow = if shadow { " shadow" } else { "" };
+            format!("errors={errors} probes={probes}{shadow}")
         }),
         1 => Just("shadow".to_owned()),
         1 => Just("enforce".to_owned()),
@@ -502,7 +628,7 @@ proptest! {
             prop_assert!(holds.is_some(), "{:?} is gone", bound.slot);
             let holds = holds.unwrap();
             prop_assert!(holds.shadow.is_none());
-            let (is, max) = (holds.limit.bucket, bound.limit.bucket);
+            let (is, max) = (holds.limit.terms, bound.limit.terms);
             prop_assert_eq!(is.stricter(max), is);
             prop_assert!(holds.limit.group <= bound.limit.group);
         }

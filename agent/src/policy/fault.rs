@@ -9,7 +9,7 @@ use std::{fmt, net::Ipv4Addr};
 use super::{
     key::Key,
     peer::Cidr,
-    rate::{MAX_BURST, MAX_PER_SECOND, MAX_SOURCE_PER_SECOND, MAX_TOKENS},
+    rate::{MAX_BURST, MAX_PER_SECOND, MAX_SOURCE_PER_SECOND, MAX_TOKENS, Period},
 };
 
 /// Something wrong with a value.
@@ -86,9 +86,49 @@ pub enum Fault {
         /// The tokens of one step.
         tokens: u32,
     },
+    /// Not a number of connections.
+    #[error("this is not a number of connections")]
+    NotACount,
+    /// A setting of a breaker that is out of its range, or no number or time at all.
+    #[error("this value is not accepted")]
+    BadSetting {
+        /// What is.
+        expected: String,
+    },
+    /// A breaker that nothing trips.
+    #[error("nothing would ever trip this breaker")]
+    NoCriterion,
+    /// `min-volume` without `error-ratio`.
+    #[error("only an `error-ratio` waits for a volume")]
+    VolumeWithoutRatio,
+    /// `error-ratio` beside an `errors` that always trips first.
+    #[error("this ratio has no effect: `errors={errors}` always trips first")]
+    RatioWithoutEffect {
+        /// The failures in a row.
+        errors: u16,
+        /// The highest ratio that has an effect beside them, in per cent; 0 for none.
+        highest: u32,
+    },
+    /// `max-ejection` below `ejection`.
+    #[error("this is shorter than `ejection={ejection}`")]
+    EjectionAboveMax {
+        /// The first ejection.
+        ejection: Period,
+    },
+    /// `probes` with `half-open=off`.
+    #[error("without a half-open state there are no probes")]
+    ProbesWithoutHalfOpen,
+    /// An option that a later version will know.
+    #[error("this option is not supported by this version")]
+    OptionNotYet {
+        /// The options that are.
+        takes: &'static str,
+    },
     /// An option or word nobody knows.
     #[error("this option is unknown")]
     UnknownOption {
+        /// The options that the key takes.
+        takes: &'static str,
         /// The option that was probably meant.
         meant: Option<&'static str>,
     },
@@ -175,10 +215,26 @@ impl Fault {
             Self::StepOverflows { tokens } => {
                 format!("burst={tokens} or more with refill=step, or refill=smooth")
             }
-            Self::UnknownOption { meant } => did_you_mean(
-                meant,
-                "burst=N, refill=smooth|step, group=/N,/M (per source), to=CIDR (outbound) or shadow",
-            ),
+            Self::NotACount => {
+                "a whole number of connections at once, like `500` (a rate belongs to \
+                 `connections`)"
+                    .to_owned()
+            }
+            Self::BadSetting { expected } => expected.clone(),
+            Self::NoCriterion => "errors=N, error-ratio=N%, or both".to_owned(),
+            Self::VolumeWithoutRatio => "error-ratio=N% beside it, or no min-volume".to_owned(),
+            Self::RatioWithoutEffect { highest: 0, .. } => {
+                "errors=2 or more, or no error-ratio".to_owned()
+            }
+            Self::RatioWithoutEffect { highest, .. } => {
+                format!("error-ratio={highest}% or lower, a larger errors, or only one of the two")
+            }
+            Self::EjectionAboveMax { ejection } => {
+                format!("max-ejection={ejection} or longer, or a shorter ejection")
+            }
+            Self::ProbesWithoutHalfOpen => "half-open=on, or no probes".to_owned(),
+            Self::OptionNotYet { takes } => (*takes).to_owned(),
+            Self::UnknownOption { takes, meant } => did_you_mean(meant, takes),
             Self::ForeignOption { belongs_to } => format!("it only with `{belongs_to}`"),
             Self::Repeated => "each option once".to_owned(),
             Self::AfterShadow => "`shadow` as the last word".to_owned(),
@@ -197,7 +253,7 @@ impl Fault {
                 "an IPv4 prefix length of 1 to 32 and an IPv6 one of 1 to 128, like group=/24,/56"
                     .to_owned()
             }
-            Self::NoList => "one entry without `;` (lists are for `outbound-connections`)".into(),
+            Self::NoList => "one entry without `;` (lists are for `outbound-connections` and `outbound-breaker`)".into(),
             Self::SameDestination => "one entry for each `to=`".to_owned(),
         }
     }

@@ -114,7 +114,8 @@ impl fmt::Display for PortRef {
     }
 }
 
-/// The three limits on new connections.
+/// What can be limited: how fast connections begin, how many there are at once, and what happens
+/// when they fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LimitKind {
@@ -124,12 +125,30 @@ pub enum LimitKind {
     ConnectionsPerSource,
     /// `outbound-connections`: from the workload.
     OutboundConnections,
+    /// `max-connections`: open to the workload at once.
+    MaxConnections,
+    /// `max-connections-per-source`: open to the workload at once, from each client.
+    MaxConnectionsPerSource,
+    /// `max-handshakes`: not complete at once, to the workload.
+    MaxHandshakes,
+    /// `breaker`: refuses connections to the workload for a while after they failed.
+    Breaker,
+    /// `outbound-breaker`: the same from the workload.
+    OutboundBreaker,
 }
 
 impl LimitKind {
     /// All of them.
-    pub const ALL: [Self; 3] =
-        [Self::Connections, Self::ConnectionsPerSource, Self::OutboundConnections];
+    pub const ALL: [Self; 8] = [
+        Self::Connections,
+        Self::ConnectionsPerSource,
+        Self::OutboundConnections,
+        Self::MaxConnections,
+        Self::MaxConnectionsPerSource,
+        Self::MaxHandshakes,
+        Self::Breaker,
+        Self::OutboundBreaker,
+    ];
 
     /// The key's name.
     pub const fn name(self) -> &'static str {
@@ -137,12 +156,32 @@ impl LimitKind {
             Self::Connections => "connections",
             Self::ConnectionsPerSource => "connections-per-source",
             Self::OutboundConnections => "outbound-connections",
+            Self::MaxConnections => "max-connections",
+            Self::MaxConnectionsPerSource => "max-connections-per-source",
+            Self::MaxHandshakes => "max-handshakes",
+            Self::Breaker => "breaker",
+            Self::OutboundBreaker => "outbound-breaker",
         }
     }
 
     /// Whether it limits connections towards the workload.
     pub const fn is_inbound(self) -> bool {
-        !matches!(self, Self::OutboundConnections)
+        !matches!(self, Self::OutboundConnections | Self::OutboundBreaker)
+    }
+
+    /// Whether it limits how fast connections begin.
+    pub const fn is_rate(self) -> bool {
+        matches!(self, Self::Connections | Self::ConnectionsPerSource | Self::OutboundConnections)
+    }
+
+    /// Whether it tells sources apart.
+    pub const fn is_per_source(self) -> bool {
+        matches!(self, Self::ConnectionsPerSource | Self::MaxConnectionsPerSource)
+    }
+
+    /// Whether it is a breaker.
+    pub const fn is_breaker(self) -> bool {
+        matches!(self, Self::Breaker | Self::OutboundBreaker)
     }
 }
 
@@ -184,10 +223,15 @@ impl KeyKind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 11] = [
         Self::Limit(LimitKind::Connections),
         Self::Limit(LimitKind::ConnectionsPerSource),
         Self::Limit(LimitKind::OutboundConnections),
+        Self::Limit(LimitKind::MaxConnections),
+        Self::Limit(LimitKind::MaxConnectionsPerSource),
+        Self::Limit(LimitKind::MaxHandshakes),
+        Self::Limit(LimitKind::Breaker),
+        Self::Limit(LimitKind::OutboundBreaker),
         Self::OnLimit,
         Self::Mode,
         Self::Exempt,
@@ -209,24 +253,19 @@ impl Key {
         "connections",
         "connections-per-source",
         "outbound-connections",
+        "max-connections",
+        "max-connections-per-source",
+        "max-handshakes",
+        "breaker",
+        "outbound-breaker",
         "on-limit",
         "mode",
         "exempt",
     ];
 
     /// Names that later versions will know. Saying so is kinder than "unknown".
-    const LATER: &[&str] = &[
-        "max-connections",
-        "max-connections-per-source",
-        "max-handshakes",
-        "breaker",
-        "outbound-breaker",
-        "connection-bandwidth",
-        "ingress-bandwidth",
-        "egress-bandwidth",
-        "packets",
-        "quota",
-    ];
+    const LATER: &[&str] =
+        &["connection-bandwidth", "ingress-bandwidth", "egress-bandwidth", "packets", "quota"];
 
     /// Reads a key without its annotation prefix.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
@@ -294,7 +333,9 @@ mod tests {
         for name in Key::NAMES {
             assert_eq!(Key::parse(name).unwrap().to_string(), *name);
         }
-        for text in ["connections.3306", "connections-per-source.http", "on-limit.65535"] {
+        for text in
+            ["connections.3306", "max-connections-per-source.http", "breaker.1", "on-limit.65535"]
+        {
             assert_eq!(Key::parse(text).unwrap().to_string(), text);
         }
     }
@@ -311,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_key_of_a_later_version_is_called_that() {
-        for text in ["max-connections", "breaker.80", "quota.3306", "packets"] {
+        for text in ["connection-bandwidth", "egress-bandwidth.80", "quota.3306", "packets"] {
             assert!(matches!(Key::parse(text), Err(KeyError::NotYet { .. })), "{text}");
         }
     }
@@ -336,7 +377,7 @@ mod tests {
         }
 
         #[test]
-        fn any_key_survives_the_round_trip(kind in 0..4_usize, port: Option<u16>) {
+        fn any_key_survives_the_round_trip(kind in 0..9_usize, port: Option<u16>) {
             let port = port.and_then(Port::new).map(PortRef::Number);
             let key = Key { kind: KeyKind::ALL[kind], port };
             prop_assert_eq!(Key::parse(&key.to_string()), Ok(key));

@@ -5,6 +5,7 @@
 //! heard of YAML, maps or interfaces: readers of files hand it texts with their places, and
 //! `compile` turns what comes out into rules.
 
+pub mod breaker;
 pub mod effective;
 pub mod fault;
 pub mod key;
@@ -18,6 +19,7 @@ mod suggest;
 pub mod value;
 
 pub use self::{
+    breaker::{Breaker, Ratio},
     effective::{Clamp, Effective, LastGood, Layers, Line, Outcome, Shadow, Slot, effective},
     key::{ANNOTATION_PREFIX, Key, KeyKind, LimitKind, Port, PortName, PortRef, Ports},
     layer::{Administrator, Allow, Entries, Entry, Glob, Match, Policy, Subject, annotations},
@@ -26,5 +28,5 @@ pub use self::{
     probes::{Probes, RESETS},
     rate::{Bucket, Period, Rate},
     suggest::nearest,
-    value::{Limit, Mode, OnLimit, Setting, parse_bucket, parse_cidr},
+    value::{Limit, Mode, OnLimit, Setting, Terms, parse_bucket, parse_cidr},
 };

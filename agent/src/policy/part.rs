@@ -30,6 +30,13 @@ impl<'a> Part<'a> {
         Self { text, column: self.column.saturating_add(columns(before)) }
     }
 
+    /// Without the blanks around it.
+    pub(super) fn trim(self) -> Self {
+        let start = self.text.len() - self.text.trim_start().len();
+        let part = self.from(start);
+        part.until(part.text.trim_end().len())
+    }
+
     pub(super) fn until(self, byte: usize) -> Self {
         Self { text: self.text.get(..byte).unwrap_or(self.text), ..self }
     }

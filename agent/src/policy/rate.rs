@@ -41,11 +41,20 @@ impl Period {
         }
     }
 
-    const fn hours(hours: u64) -> Self {
-        match Self::from_millis(hours * 3_600_000) {
+    /// For bounds and defaults, none of which is zero.
+    pub(super) const fn seconds(seconds: u64) -> Self {
+        match Self::from_millis(seconds * 1000) {
             Some(period) => period,
-            None => panic!("the bounds of this file are not zero"),
+            None => panic!("a bound or default of zero"),
         }
+    }
+
+    pub(super) const fn minutes(minutes: u64) -> Self {
+        Self::seconds(minutes * 60)
+    }
+
+    pub(super) const fn hours(hours: u64) -> Self {
+        Self::minutes(hours * 60)
     }
 
     /// In milliseconds.

@@ -4,12 +4,17 @@
 //!
 //! ```text
 //! limit    = rate option* ["shadow"]              connections, connections-per-source
-//! limits   = limit (";" limit)*                   outbound-connections
+//!          | N option* ["shadow"]                 max-connections, …-per-source, max-handshakes
+//!          | option+ ["shadow"]                   breaker
+//! limits   = limit (";" limit)*                   outbound-connections, outbound-breaker
 //! rate     = N "/" [N] unit | N "per" [N] unit
 //! unit     = "ms" | "s" | "m" | "min" | "h"
-//! option   = "burst=" N | "refill=" ("smooth" | "step")
-//!          | "group=/" N ",/" N                   connections-per-source
-//!          | "to=" CIDR                           outbound-connections
+//! option   = "burst=" N | "refill=" ("smooth" | "step")      of a rate
+//!          | "group=/" N ",/" N                   connections-per-source, max-…-per-source
+//!          | "to=" CIDR                           outbound-connections, outbound-breaker
+//!          | "errors=" N | "error-ratio=" N "%" | "min-volume=" N | "interval=" N unit
+//!          | "connect-timeout=" N unit | "ejection=" N unit | "max-ejection=" N unit
+//!          | "probes=" N | "half-open=" ("on" | "off")       of a breaker
 //! exempt   = CIDR (("," | blank) CIDR)*
 //! on-limit = "reset" | "drop"
 //! mode     = "enforce" | "shadow"
@@ -18,9 +23,10 @@
 use std::{fmt, num::NonZeroU32};
 
 use serde::Serialize;
-use weir_common::gcra::Refill;
+use weir_common::{gcra::Refill, load};
 
 use super::{
+    breaker::{self, Breaker},
     fault::{Fault, ValueError},
     key::{KeyKind, LimitKind},
     part::{Part, period, split, words},
@@ -90,25 +96,87 @@ impl fmt::Display for OnLimit {
     }
 }
 
-/// One entry of a limit: a bucket, and for whom.
+/// What a limit admits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Terms {
+    /// So many a while.
+    Bucket(Bucket),
+    /// So many at once.
+    AtOnce(NonZeroU32),
+    /// As long as they do not fail.
+    Breaker(Breaker),
+}
+
+impl Terms {
+    /// What admits no more than either. Of two breakers neither is stricter: the first one stays.
+    #[must_use]
+    pub fn stricter(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Bucket(a), Self::Bucket(b)) => Self::Bucket(a.stricter(b)),
+            (Self::AtOnce(a), Self::AtOnce(b)) => Self::AtOnce(a.min(b)),
+            (first, _) => first,
+        }
+    }
+}
+
+impl fmt::Display for Terms {
+    /// As they would be written; defaults are left out.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bucket(bucket) => bucket.fmt(f),
+            Self::AtOnce(number) => number.fmt(f),
+            Self::Breaker(breaker) => breaker.fmt(f),
+        }
+    }
+}
+
+/// One entry of a limit: what it admits, and for whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Limit {
-    /// The bucket.
-    pub bucket: Bucket,
-    /// How sources are told apart; of `connections-per-source` only.
+    /// What it admits.
+    #[serde(flatten)]
+    pub terms: Terms,
+    /// How sources are told apart; of limits per source only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<Group>,
-    /// The destinations it holds for, `None` for all; of `outbound-connections` only.
+    /// The destinations it holds for, `None` for all; of outbound limits only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<Cidr>,
     /// Whether it was written with the word `shadow`.
     pub shadow: bool,
 }
 
+impl Limit {
+    /// Its bucket, if it is a rate.
+    pub const fn bucket(&self) -> Option<Bucket> {
+        match self.terms {
+            Terms::Bucket(bucket) => Some(bucket),
+            _ => None,
+        }
+    }
+
+    /// How many it admits at once, if it limits that.
+    pub const fn at_once(&self) -> Option<NonZeroU32> {
+        match self.terms {
+            Terms::AtOnce(number) => Some(number),
+            _ => None,
+        }
+    }
+
+    /// Its breaker, if it is one.
+    pub const fn breaker(&self) -> Option<Breaker> {
+        match self.terms {
+            Terms::Breaker(breaker) => Some(breaker),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Limit {
     /// As it would be written; defaults are left out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.bucket)?;
+        write!(f, "{}", self.terms)?;
         if let Some(group) = self.group.filter(|group| *group != Group::default()) {
             write!(f, " group={group}")?;
         }
@@ -125,7 +193,7 @@ impl fmt::Display for Limit {
 /// What a key was set to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Setting {
-    /// Of a limit: one entry, or for `outbound-connections` one for each destination.
+    /// Of a limit: one entry, or of an outbound one an entry for each destination.
     Limits(Vec<Limit>),
     /// Of `on-limit`.
     OnLimit(OnLimit),
@@ -178,17 +246,16 @@ pub(super) fn parse(kind: KeyKind, text: &str) -> Result<Setting, ValueError> {
 /// Reads a lone bucket, as the node file has them for probes and resets: a rate and `burst=`.
 pub fn parse_bucket(text: &str) -> Result<Bucket, ValueError> {
     // `connections` has no options of its own, so its reader refuses all that a bucket lacks.
-    let limit = limit(LimitKind::Connections, Part { text, column: 1 })?;
-    let refused =
-        [(limit.shadow, "shadow"), (limit.bucket.refill() == Refill::Step, "refill=step")];
+    let whole = Part { text, column: 1 };
+    let (bucket, options) = bucket(LimitKind::Connections, whole)?;
+    let refused = [(options.shadow, "shadow"), (bucket.refill() == Refill::Step, "refill=step")];
     for (is_set, word) in refused {
         if is_set {
-            let at = words(Part { text, column: 1 }).find(|part| part.text == word);
-            let at = at.unwrap_or(Part { text, column: 1 });
+            let at = words(whole).find(|part| part.text == word).unwrap_or(whole);
             return Err(at.fault(Fault::ForeignOption { belongs_to: "connections" }));
         }
     }
-    Ok(limit.bucket)
+    Ok(bucket)
 }
 
 /// Reads one network or address.
@@ -230,7 +297,7 @@ fn limits(kind: LimitKind, text: &str) -> Result<Vec<Limit>, ValueError> {
     while let Some(part) = rest {
         let entry = match part.split_once(';') {
             Some((entry, after)) => {
-                if kind != LimitKind::OutboundConnections {
+                if kind.is_inbound() {
                     let byte = part.text.find(';').unwrap_or(0);
                     return Err(part.from(byte).until(1).fault(Fault::NoList));
                 }
@@ -263,18 +330,44 @@ struct Options<'a> {
     refill: Option<(Refill, Part<'a>)>,
     group: Option<Group>,
     to: Option<Cidr>,
+    breaker: breaker::Written<'a>,
     shadow: bool,
 }
 
 fn limit(kind: LimitKind, entry: Part<'_>) -> Result<Limit, ValueError> {
+    let (terms, options) = match kind {
+        LimitKind::Connections
+        | LimitKind::ConnectionsPerSource
+        | LimitKind::OutboundConnections => {
+            let (bucket, options) = bucket(kind, entry)?;
+            (Terms::Bucket(bucket), options)
+        }
+        LimitKind::MaxConnections
+        | LimitKind::MaxConnectionsPerSource
+        | LimitKind::MaxHandshakes => {
+            let mut words = words(entry);
+            let number = at_once(kind, entry, words.next())?;
+            (Terms::AtOnce(number), options(kind, words)?)
+        }
+        LimitKind::Breaker | LimitKind::OutboundBreaker => {
+            if entry.text.trim().is_empty() {
+                let expected = "settings like `errors=5 ejection=30s`";
+                return Err(entry.fault(Fault::Empty { expected }));
+            }
+            let mut options = options(kind, words(entry))?;
+            let breaker = std::mem::take(&mut options.breaker).finish(entry)?;
+            (Terms::Breaker(breaker), options)
+        }
+    };
+    let group = kind.is_per_source().then(|| options.group.unwrap_or_default());
+    Ok(Limit { terms, group, to: options.to, shadow: options.shadow })
+}
+
+fn bucket(kind: LimitKind, entry: Part<'_>) -> Result<(Bucket, Options<'_>), ValueError> {
     let mut words = words(entry);
     let (rate, written) = rate(entry, &mut words)?;
-    let mut options = Options::default();
-    for word in words {
-        option(kind, word, &mut options)?;
-    }
-
-    let per_source = kind == LimitKind::ConnectionsPerSource;
+    let options = options(kind, words)?;
+    let per_source = kind.is_per_source();
     let (fastest, longest) = if per_source {
         (MAX_SOURCE_PER_SECOND, MAX_SOURCE_WINDOW)
     } else {
@@ -296,8 +389,47 @@ fn limit(kind: LimitKind, entry: Part<'_>) -> Result<Limit, ValueError> {
         let at = options.burst.map_or(written, |(_, at)| at);
         return Err(at.fault(Fault::StepOverflows { tokens: rate.tokens() }));
     }
-    let group = per_source.then(|| options.group.unwrap_or_default());
-    Ok(Limit { bucket, group, to: options.to, shadow: options.shadow })
+    Ok((bucket, options))
+}
+
+/// The number that a limit on what is open at once starts with.
+fn at_once(
+    kind: LimitKind,
+    entry: Part<'_>,
+    number: Option<Part<'_>>,
+) -> Result<NonZeroU32, ValueError> {
+    let Some(number) = number else {
+        return Err(entry.fault(Fault::Empty { expected: "a number of connections like `500`" }));
+    };
+    if !number.text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(number.fault(Fault::NotACount));
+    }
+    let max = most_at_once(kind);
+    match number.text.parse::<u32>() {
+        Ok(count) if u64::from(count) <= max => {
+            NonZeroU32::new(count).ok_or_else(|| number.fault(Fault::Zero))
+        }
+        _ => Err(number.fault(Fault::TooLarge { max })),
+    }
+}
+
+/// As many as the kernel can count.
+const fn most_at_once(kind: LimitKind) -> u64 {
+    match kind {
+        LimitKind::MaxHandshakes => load::MAX_HANDSHAKES,
+        _ => load::MAX_CONNECTIONS,
+    }
+}
+
+fn options<'a>(
+    kind: LimitKind,
+    words: impl Iterator<Item = Part<'a>>,
+) -> Result<Options<'a>, ValueError> {
+    let mut options = Options::default();
+    for word in words {
+        option(kind, word, &mut options)?;
+    }
+    Ok(options)
 }
 
 fn option<'a>(
@@ -305,7 +437,6 @@ fn option<'a>(
     word: Part<'a>,
     options: &mut Options<'a>,
 ) -> Result<(), ValueError> {
-    const NAMES: [&str; 5] = ["burst=", "refill=", "group=", "to=", "shadow"];
     if options.shadow {
         return Err(word.fault(Fault::AfterShadow));
     }
@@ -314,20 +445,25 @@ fn option<'a>(
         return Ok(());
     }
     let (name, value) = word.split_once('=').unwrap_or((word, word.from(word.text.len())));
+    let known = OPTIONS.into_iter().chain(breaker::OPTIONS);
+    let has_value = name.text.len() < word.text.len();
+    let Some(option) =
+        known.clone().find(|known| has_value && known.trim_end_matches('=') == name.text)
+    else {
+        return Err(word.fault(unknown(kind, name.text, known)));
+    };
+    if !takes(kind, option) {
+        return Err(word.fault(Fault::ForeignOption { belongs_to: owner(kind, option) }));
+    }
     let repeated = |is_set: bool| {
         if is_set { Err(word.fault(Fault::Repeated)) } else { Ok(()) }
     };
-    let belongs = |to: LimitKind| {
-        let foreign = Fault::ForeignOption { belongs_to: to.name() };
-        if kind == to { Ok(()) } else { Err(word.fault(foreign)) }
-    };
-    let has_value = name.text.len() < word.text.len();
     match name.text {
-        "burst" if has_value => {
+        "burst" => {
             repeated(options.burst.is_some())?;
             options.burst = Some((tokens(value, true)?, word));
         }
-        "refill" if has_value => {
+        "refill" => {
             const WORDS: &[&str] = &["smooth", "step"];
             repeated(options.refill.is_some())?;
             let refill = match value.text {
@@ -340,26 +476,73 @@ fn option<'a>(
             };
             options.refill = Some((refill, word));
         }
-        "group" if has_value => {
-            belongs(LimitKind::ConnectionsPerSource)?;
+        "group" => {
             repeated(options.group.is_some())?;
             options.group = Some(Group::parse(value.text).map_err(|fault| value.fault(fault))?);
         }
-        "to" if has_value => {
-            belongs(LimitKind::OutboundConnections)?;
+        "to" => {
             repeated(options.to.is_some())?;
             options.to = Some(Cidr::parse(value.text).map_err(|fault| value.fault(fault))?);
         }
-        written => {
-            let bare = |option: &&'static str| option.trim_end_matches('=') == written;
-            let near = || nearest(written, NAMES.map(|name| name.trim_end_matches('=')));
-            let meant = NAMES.into_iter().find(bare).or_else(|| {
-                near().and_then(|near| NAMES.into_iter().find(|name| name.starts_with(near)))
-            });
-            return Err(word.fault(Fault::UnknownOption { meant }));
-        }
+        name => options.breaker.set(name, value, word)?,
     }
     Ok(())
+}
+
+/// The options that are no breaker's alone, as they start.
+const OPTIONS: [&str; 4] = ["burst=", "refill=", "group=", "to="];
+/// Settings of breakers that later versions will know.
+const LATER: [&str; 3] = ["min-health", "http1", "scope"];
+
+/// Whether the key has the option.
+fn takes(kind: LimitKind, option: &str) -> bool {
+    match option {
+        "burst=" | "refill=" => kind.is_rate(),
+        "group=" => kind.is_per_source(),
+        "to=" => !kind.is_inbound(),
+        _ => kind.is_breaker(),
+    }
+}
+
+/// A key that has the option, the nearest to the one that has not.
+fn owner(kind: LimitKind, option: &str) -> &'static str {
+    let owner = match option {
+        "burst=" | "refill=" => LimitKind::Connections,
+        "group=" if kind.is_rate() => LimitKind::ConnectionsPerSource,
+        "group=" => LimitKind::MaxConnectionsPerSource,
+        "to=" if kind.is_breaker() => LimitKind::OutboundBreaker,
+        "to=" => LimitKind::OutboundConnections,
+        _ => LimitKind::Breaker,
+    };
+    owner.name()
+}
+
+fn unknown(
+    kind: LimitKind,
+    written: &str,
+    known: impl Iterator<Item = &'static str> + Clone,
+) -> Fault {
+    let all = match kind {
+        _ if kind.is_breaker() => {
+            "errors=N, error-ratio=N%, min-volume=N, interval=T, connect-timeout=T, ejection=T, \
+             max-ejection=T, probes=N, half-open=on|off, to=CIDR (outbound) or shadow"
+        }
+        _ if kind.is_rate() => {
+            "burst=N, refill=smooth|step, group=/N,/M (per source), to=CIDR (outbound) or shadow"
+        }
+        _ => "group=/N,/M (per source) or shadow",
+    };
+    if kind.is_breaker() && LATER.contains(&written) {
+        return Fault::OptionNotYet { takes: all };
+    }
+    let known = known.filter(|option| takes(kind, option)).chain(["shadow"]);
+    let name = |option: &'static str| option.trim_end_matches('=');
+    let bare = known.clone().find(|option| name(option) == written);
+    let near = || {
+        let near = nearest(written, known.clone().map(name))?;
+        known.clone().find(|option| name(option) == near)
+    };
+    Fault::UnknownOption { takes: all, meant: bare.or_else(near) }
 }
 
 /// The rate at the start of an entry, and where it stands.

@@ -37,7 +37,7 @@ fn a_rate_is_written_per_unit_or_per_period() {
         ("7 per h", 7, 3_600_000),
         ("  7   per\th  ", 7, 3_600_000),
     ] {
-        let bucket = limit(written).bucket;
+        let bucket = limit(written).bucket().unwrap();
         assert_eq!(bucket.rate().tokens(), tokens, "{written}");
         assert_eq!(bucket.rate().period().millis(), millis, "{written}");
         assert_eq!(bucket.burst(), tokens, "the burst defaults to N of `N per T`: {written}");
@@ -97,6 +97,8 @@ fn outbound_limits_are_a_list_by_destination() {
 #[test]
 fn each_fault_names_its_part_and_column() {
     use Fault::*;
+    const TAKES: &str =
+        "burst=N, refill=smooth|step, group=/N,/M (per source), to=CIDR (outbound) or shadow";
     let key = "connections";
     let rows: &[(&str, Fault, &str, u32)] = &[
         ("", Empty { expected: "a rate like `100/s` or `1 per 60s`" }, "", 1),
@@ -123,10 +125,10 @@ fn each_fault_names_its_part_and_column() {
         ("1/s burst=", NotANumber, "", 11),
         ("1/s burst=x", NotANumber, "x", 11),
         ("1/s burst=2 burst=2", Repeated, "burst=2", 13),
-        ("1/s brust=2", UnknownOption { meant: Some("burst=") }, "brust=2", 5),
-        ("1/s burst", UnknownOption { meant: Some("burst=") }, "burst", 5),
-        ("1/s shadw", UnknownOption { meant: Some("shadow") }, "shadw", 5),
-        ("1/s please", UnknownOption { meant: None }, "please", 5),
+        ("1/s brust=2", UnknownOption { takes: TAKES, meant: Some("burst=") }, "brust=2", 5),
+        ("1/s burst", UnknownOption { takes: TAKES, meant: Some("burst=") }, "burst", 5),
+        ("1/s shadw", UnknownOption { takes: TAKES, meant: Some("shadow") }, "shadw", 5),
+        ("1/s please", UnknownOption { takes: TAKES, meant: None }, "please", 5),
         (
             "1/s to=10.0.0.0/8",
             ForeignOption { belongs_to: "outbound-connections" },
@@ -202,6 +204,66 @@ fn a_bucket_of_its_own_takes_a_rate_and_a_burst() {
     }
 }
 
+#[test]
+fn what_is_open_at_once_is_a_number() {
+    let printed = |key, value| read(key, value).unwrap().to_string();
+    assert_eq!(printed("max-connections.80", " 500 "), "500");
+    assert_eq!(printed("max-handshakes", "65535 shadow"), "65535 shadow");
+    assert_eq!(printed("max-connections", "1048575"), "1048575");
+    assert_eq!(printed("max-connections-per-source", "20 group=/32,/64"), "20");
+    assert_eq!(
+        printed("max-connections-per-source", "20 group=/24,/56 shadow"),
+        "20 group=/24,/56 shadow"
+    );
+    let key = "max-connections";
+    assert_eq!(fault(key, "0"), (Fault::Zero, "0".to_owned(), 1));
+    assert_eq!(fault(key, "100/s"), (Fault::NotACount, "100/s".to_owned(), 1));
+    assert_eq!(fault(key, "many").0, Fault::NotACount);
+    assert_eq!(fault(key, "1048576").0, Fault::TooLarge { max: 1_048_575 });
+    assert_eq!(fault("max-handshakes", "65536").0, Fault::TooLarge { max: 65_535 });
+    assert_eq!(fault(key, "99999999999").0, Fault::TooLarge { max: 1_048_575 });
+    assert!(matches!(fault(key, "").0, Fault::Empty { .. }));
+    assert_eq!(fault(key, "5; 6").0, Fault::NoList);
+    assert_eq!(fault(key, "5 shadow 6").0, Fault::AfterShadow);
+    let foreign = |value| match fault(key, value) {
+        (Fault::ForeignOption { belongs_to }, _, 3) => belongs_to,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(foreign("5 burst=6"), "connections");
+    assert_eq!(foreign("5 group=/24,/56"), "max-connections-per-source");
+    assert_eq!(foreign("5 to=10.0.0.1"), "outbound-connections");
+    assert_eq!(foreign("5 errors=5"), "breaker");
+    assert!(matches!(fault(key, "5 shadw").0, Fault::UnknownOption { meant: Some("shadow"), .. }));
+}
+
+#[test]
+fn what_a_limit_admits_is_shown_as_json() {
+    let json = |key, value| match read(key, value) {
+        Ok(Setting::Limits(limits)) => serde_json::to_value(limits[0]).unwrap(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(json("connections", "5/s")["bucket"]["burst"], 5);
+    assert_eq!(json("max-connections", "5")["at-once"], 5);
+    assert_eq!(json("breaker", "errors=5 shadow")["breaker"], "errors=5");
+}
+
+fn terms_of(kind: LimitKind) -> BoxedStrategy<Terms> {
+    if kind.is_rate() {
+        buckets().prop_map(Terms::Bucket).boxed()
+    } else if kind.is_breaker() {
+        let plain = (1..9_u16, 1..9_u16).prop_map(|(errors, probes)| {
+            match read("breaker", &format!("errors={errors} probes={probes}")) {
+                Ok(Setting::Limits(limits)) => limits[0].terms,
+                other => panic!("{other:?}"),
+            }
+        });
+        plain.boxed()
+    } else {
+        let most = u32::try_from(most_at_once(kind)).unwrap();
+        (1..=most).prop_map(|number| Terms::AtOnce(NonZeroU32::new(number).unwrap())).boxed()
+    }
+}
+
 fn limits_of(kind: LimitKind) -> impl Strategy<Value = Setting> {
     let to = proptest::option::of((any::<u32>(), 0..=32_u8).prop_map(|(address, prefix)| {
         let shift = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
@@ -210,19 +272,23 @@ fn limits_of(kind: LimitKind) -> impl Strategy<Value = Setting> {
     }));
     let group = (1..=32_u8, 1..=128_u8).prop_map(|(v4, v6)| Group::new(v4, v6).unwrap());
     let entry =
-        (buckets(), group, to, any::<bool>()).prop_map(move |(bucket, group, to, shadow)| Limit {
-            bucket,
-            group: (kind == LimitKind::ConnectionsPerSource).then_some(group),
-            to: to.filter(|_| kind == LimitKind::OutboundConnections),
-            shadow,
+        (terms_of(kind), group, to, any::<bool>()).prop_map(move |(terms, group, to, shadow)| {
+            Limit {
+                terms,
+                group: kind.is_per_source().then_some(group),
+                to: to.filter(|_| !kind.is_inbound()),
+                shadow,
+            }
         });
-    let most = if kind == LimitKind::OutboundConnections { 4 } else { 1 };
+    let most = if kind.is_inbound() { 1 } else { 4 };
     proptest::collection::vec(entry, 1..=most).prop_filter_map("out of bounds", move |limits| {
         let per_source = kind == LimitKind::ConnectionsPerSource;
         let fits = limits.iter().all(|limit| {
             !per_source
-                || !limit.bucket.slower_than(MAX_SOURCE_WINDOW)
-                    && !limit.bucket.rate().exceeds(MAX_SOURCE_PER_SECOND)
+                || limit.bucket().is_none_or(|bucket| {
+                    !bucket.slower_than(MAX_SOURCE_WINDOW)
+                        && !bucket.rate().exceeds(MAX_SOURCE_PER_SECOND)
+                })
         });
         let mut seen = std::collections::BTreeSet::new();
         let distinct = limits.iter().all(|limit| seen.insert(limit.to));
@@ -255,6 +321,13 @@ fn nearly_a_value() -> impl Strategy<Value = String> {
         Just("to="),
         Just("10.0.0.0/8"),
         Just("::/0"),
+        Just("errors="),
+        Just("error-ratio="),
+        Just("50%"),
+        Just("min-volume="),
+        Just("ejection="),
+        Just("half-open=off"),
+        Just("probes="),
         Just("shadow"),
         Just("drop"),
         Just("é"),
@@ -266,7 +339,7 @@ fn nearly_a_value() -> impl Strategy<Value = String> {
 proptest! {
     #[test]
     fn any_limit_survives_the_round_trip(
-        (kind, setting) in (0..3_usize).prop_map(|index| LimitKind::ALL[index])
+        (kind, setting) in (0..8_usize).prop_map(|index| LimitKind::ALL[index])
             .prop_flat_map(|kind| (Just(kind), limits_of(kind))),
     ) {
         let printed = setting.to_string();
@@ -275,7 +348,7 @@ proptest! {
 
     #[test]
     fn any_text_is_read_or_refused_with_its_place(
-        key in (0..6_usize).prop_map(|index| Key::NAMES[index]),
+        key in (0..11_usize).prop_map(|index| Key::NAMES[index]),
         value in prop_oneof![".{0,80}", nearly_a_value()],
     ) {
         match read(key, &value) {
