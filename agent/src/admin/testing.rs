@@ -281,6 +281,30 @@ pub(crate) fn status() -> Status {
         tokens: None,
         ..limit.clone()
     };
+    let open = LimitStatus {
+        limit: "max-connections.80".to_owned(),
+        kind: "max-connections".to_owned(),
+        value: "500".to_owned(),
+        tokens: None,
+        connections: Some(40),
+        handshakes: Some(3),
+        ..limit.clone()
+    };
+    let handshakes = LimitStatus {
+        limit: "max-handshakes.80".to_owned(),
+        kind: "max-handshakes".to_owned(),
+        value: "100".to_owned(),
+        counted_with: Some(open.limit.clone()),
+        ..open.clone()
+    };
+    let breaker = LimitStatus {
+        limit: "breaker.80".to_owned(),
+        kind: "breaker".to_owned(),
+        value: "errors=5".to_owned(),
+        tokens: None,
+        breaker: Some([0; 4]),
+        ..limit.clone()
+    };
     let outbound = ["10.0.0.0/8", "192.0.2.10/32"].map(|to| LimitStatus {
         limit: format!("outbound-connections to={to}"),
         kind: "outbound-connections".to_owned(),
@@ -296,7 +320,11 @@ pub(crate) fn status() -> Status {
         detail: Some("programs of others run first and may decide first: cilium".to_owned()),
         attached: Some("tcx".to_owned()),
         before: vec!["cilium".to_owned()],
-        limits: [limit, beside, source].into_iter().chain(outbound).collect(),
+        limits: [limit, beside, source]
+            .into_iter()
+            .chain(outbound)
+            .chain([open, handshakes, breaker])
+            .collect(),
         decisions: everything,
         ..WorkloadStatus::default()
     };

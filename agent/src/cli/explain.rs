@@ -11,7 +11,7 @@ use super::{
     Answer, Asked, Exit,
     client::{Question, encode},
     error::CliError,
-    look::{Look, Mood, clean, duration, rate, value},
+    look::{Look, Mood, clean, count, duration, rate, value},
     refusals,
     table::{Cell, Side, Table, WIDTH, wrap},
     write_json,
@@ -172,17 +172,29 @@ fn heading(text: &mut String, limit: &str, full: &str, look: &Look) -> fmt::Resu
 }
 
 fn counts(text: &mut String, limit: &LimitStatus) -> fmt::Result {
-    let left = match limit.tokens {
-        Some(1) => "1 token left, ".to_owned(),
-        Some(tokens) => format!("{tokens} tokens left, "),
-        None => "a bucket for each source, ".to_owned(),
-    };
-    fact(text, "now", &format!("{left}{} asking", rate(limit.offered_per_second)))?;
-    let mut so_far = format!("{} admitted, {} refused", limit.admitted, limit.refused);
+    fact(text, "now", &format!("{}{} asking", state(limit), rate(limit.offered_per_second)))?;
+    let with = limit.counted_with.as_ref().map(|other| format!("with `{other}`: "));
+    let with = with.unwrap_or_default();
+    let mut so_far = format!("{with}{} admitted, {} refused", limit.admitted, limit.refused);
     if limit.shadow || limit.shadowed > 0 {
         so_far.push_str(&format!(", {} would have been refused", limit.shadowed));
     }
     fact(text, "so far", &so_far)
+}
+
+/// What a limit stands at.
+fn state(limit: &LimitStatus) -> String {
+    if let Some(connections) = limit.connections {
+        let open = count(connections, "connection", "connections");
+        let handshakes = limit.handshakes.unwrap_or_default();
+        return format!("{open}, {handshakes} of them not complete, ");
+    }
+    match (limit.tokens, limit.kind.as_str()) {
+        (Some(tokens), _) => format!("{} left, ", count(tokens, "token", "tokens")),
+        (None, "connections-per-source") => "a bucket for each source, ".to_owned(),
+        (None, "max-connections-per-source") => "a count for each source, ".to_owned(),
+        (None, _) => String::new(),
+    }
 }
 
 /// A word and what it says of the line above, wrapped beside the word.

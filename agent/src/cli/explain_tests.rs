@@ -45,6 +45,15 @@ POLICY
   outbound-connections to=192.0.2.10/32 50/s
     now          7 tokens left, 812/s asking
     so far       1000 admitted, 50 refused
+  max-connections.80 500
+    now          40 connections, 3 of them not complete, 812/s asking
+    so far       1000 admitted, 50 refused
+  max-handshakes.80 100
+    now          40 connections, 3 of them not complete, 812/s asking
+    so far       with `max-connections.80`: 1000 admitted, 50 refused
+  breaker.80 errors=5
+    now          812/s asking
+    so far       1000 admitted, 50 refused
 
 DECISIONS
 AT          VERDICT  REASON           PACKETS

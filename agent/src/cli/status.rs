@@ -145,6 +145,7 @@ fn limits(workloads: &[WorkloadStatus]) -> Table {
         ("LIMIT", Side::Left),
         ("VALUE", Side::Left),
         ("TOKENS", Side::Right),
+        ("OPEN", Side::Right),
         ("OFFERED", Side::Right),
         ("ADMITTED", Side::Right),
         ("REFUSED", Side::Right),
@@ -157,6 +158,7 @@ fn limits(workloads: &[WorkloadStatus]) -> Table {
                 limit.limit.as_str().into(),
                 value(&limit.limit, &limit.value).into(),
                 tokens(limit).into(),
+                open(limit).into(),
                 rate(limit.offered_per_second).into(),
                 limit.admitted.to_string().into(),
                 mooded(limit.refused, Mood::Bad),
@@ -164,10 +166,19 @@ fn limits(workloads: &[WorkloadStatus]) -> Table {
             ]);
         }
     }
-    table.without_idle("SHADOWED", "0")
+    table.without_idle("SHADOWED", "0").without_idle("OPEN", "-")
 }
 
-/// The tokens that are left; limits for each source have no one number.
+/// What is open now, of what the limit is about.
+fn open(limit: &LimitStatus) -> String {
+    let open = match limit.kind.as_str() {
+        "max-handshakes" => limit.handshakes,
+        _ => limit.connections,
+    };
+    open.map_or_else(|| "-".to_owned(), |open| open.to_string())
+}
+
+/// The tokens that are left; only rates for all sources together have one number of them.
 pub(super) fn tokens(limit: &LimitStatus) -> String {
     limit.tokens.map_or_else(|| "-".to_owned(), |tokens| tokens.to_string())
 }

@@ -142,30 +142,37 @@ impl Exposition {
         page.counters(
             "weir_limit_admitted",
             "New connections that a limit had a token for.",
-            self.each_limit(|limit| limit.admitted),
+            self.each_counted(|limit| limit.admitted),
         )?;
         page.counters(
             "weir_limit_refused",
             "New connections that a limit refused.",
-            self.each_limit(|limit| limit.refused),
+            self.each_counted(|limit| limit.refused),
         )?;
         page.counters(
             "weir_limit_shadowed",
             "New connections that a limit would have refused, were it not in shadow.",
-            self.each_limit(|limit| limit.shadowed),
+            self.each_counted(|limit| limit.shadowed),
         )?;
         page.gauges(
             "weir_limit_shadow",
             "1 when a limit only counts by its policy.",
             self.each_limit(|limit| u64::from(limit.shadow)),
         )?;
-        let with_tokens = self
-            .all_limits()
-            .filter_map(|(workload, limit)| Some((Limit::new(workload, limit), limit.tokens?)));
         page.gauges(
             "weir_limit_tokens",
             "New connections that a limit would admit at once now.",
-            with_tokens,
+            self.some_limits(|limit| limit.tokens),
+        )?;
+        page.gauges(
+            "weir_limit_connections",
+            "Connections that are open now, of those that a limit counts; handshakes among them.",
+            self.some_limits(|limit| limit.connections),
+        )?;
+        page.gauges(
+            "weir_limit_handshakes",
+            "Handshakes that are not complete now, of those that a limit counts.",
+            self.some_limits(|limit| limit.handshakes),
         )
     }
 
@@ -176,6 +183,22 @@ impl Exposition {
 
     fn each_limit(&self, value: fn(&LimitStatus) -> u64) -> impl Iterator<Item = (Limit, u64)> {
         self.all_limits().map(move |(workload, limit)| (Limit::new(workload, limit), value(limit)))
+    }
+
+    /// Two limits that are counted together are one row, so that a sum counts nothing twice.
+    fn each_counted(&self, value: fn(&LimitStatus) -> u64) -> impl Iterator<Item = (Limit, u64)> {
+        self.all_limits()
+            .filter(|(_, limit)| limit.counted_with.is_none())
+            .map(move |(workload, limit)| (Limit::new(workload, limit), value(limit)))
+    }
+
+    /// Only the limits that have the value.
+    fn some_limits(
+        &self,
+        value: fn(&LimitStatus) -> Option<u64>,
+    ) -> impl Iterator<Item = (Limit, u64)> {
+        self.all_limits()
+            .filter_map(move |(workload, limit)| Some((Limit::new(workload, limit), value(limit)?)))
     }
 
     fn decisions(&self, page: &mut Page<'_>) -> fmt::Result {

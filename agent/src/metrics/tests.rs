@@ -180,6 +180,13 @@ fn numbers_are_those_of_the_status() {
     assert_eq!(of("weir_limit_shadowed_total", &beside), 9.0);
     assert_eq!(of("weir_limit_shadow", &beside), 1.0);
     assert_eq!(of("weir_limit_refused_total", &[("to", "10.0.0.0/8")]), 50.0);
+    // Counted together, so the counters stand at one of them.
+    let load = [("limit", "max-handshakes")];
+    assert_eq!(of("weir_limit_connections", &load), 40.0);
+    assert_eq!(of("weir_limit_handshakes", &[("limit", "max-connections")]), 3.0);
+    let refused = &families["weir_limit_refused"].samples;
+    assert!(refused.iter().any(|sample| sample.labels["limit"] == "max-connections"));
+    assert!(refused.iter().all(|sample| sample.labels["limit"] != "max-handshakes"));
     // A bucket for each source has no one number of tokens.
     let tokens = &families["weir_limit_tokens"].samples;
     assert!(tokens.iter().all(|sample| sample.labels["limit"] != "connections-per-source"));
