@@ -20,6 +20,7 @@ use weir_common::{
     },
     nh::Secret,
     source,
+    track::{self, Phase},
     verdict::{Reason, Verdict},
     way::{self, Tick},
 };
@@ -371,7 +372,7 @@ pub(super) fn referred_cells(directory: &Path) -> Result<BTreeSet<u32>, Datapath
     let slots = Mapped::open(directory, "SLOTS", connections * SLOT_WORDS)?;
     let mut cells = BTreeSet::new();
     for (index, track) in tracks.words().enumerate() {
-        if track.load(Ordering::Relaxed) == 0 {
+        if track::phase(track.load(Ordering::Relaxed)) == Phase::Free {
             continue;
         }
         let mut slot = [0; SLOT_WORDS];
