@@ -7,8 +7,11 @@
 //!
 //! Exactness: the 20-bit tag makes two clients of one line share a bucket with probability 2^-20
 //! per pair. Two CPUs that meet a new source at once, while a lower way of its line falls idle
-//! between their looks, can open two buckets for it. The claim is therefore checked and taken back;
-//! if a third take was faster than that, the source gets once more what it took in those nanoseconds.
+//! between their looks, can open two buckets for it. So whoever takes a token looks at the other ways
+//! afterwards, and takes it back and tries again if another bucket of the source is not full: of two
+//! that do this at once the later sees the other's token, so all that was admitted stands in one
+//! bucket. A token that cannot be taken back in [`TRIES`] rounds is lost, and a refund that meets such
+//! a moment may be: both err on the side of the limit.
 
 use crate::{
     gcra::{Refill, Taken},
@@ -89,6 +92,25 @@ impl SourceParams {
         }
     }
 
+    /// Takes back the token that was just taken from a way that must not count.
+    #[inline(always)]
+    fn take_back<W: Word>(&self, cell: &W, tag: u64, origin: Tick) {
+        let mut word = cell.load();
+        for _ in 0..TRIES {
+            if !way::has_tag(word, tag) {
+                return;
+            }
+            let ahead = way::ahead(word, origin);
+            // A full bucket is free for others, whatever its step.
+            let next =
+                if ahead > self.cost { way::pack(tag, origin.after(ahead - self.cost)) } else { 0 };
+            match cell.compare_exchange(word, next) {
+                Ok(_) => return,
+                Err(seen) => word = seen,
+            }
+        }
+    }
+
     /// The word after one token less, or `None` when the bucket is full.
     #[inline(always)]
     fn discharge(&self, word: u64, tag: u64, origin: Tick) -> Option<u64> {
@@ -144,19 +166,20 @@ pub fn attempt<L: Line>(line: &L, tag: u64, now_ns: u64, params: &SourceParams) 
     if line.word(index).compare_exchange(word, next).is_err() {
         return SourceTaken { taken: Taken::Contended, crowded };
     }
-    if !crowded && current == 0 && has_twin(line, index, tag) {
-        // Somebody opened this source's bucket elsewhere meanwhile: theirs counts.
-        let _ = line.word(index).compare_exchange(next, 0);
+    if !crowded && has_twin(line, index, tag, origin) {
+        params.take_back(&line.word(index), tag, origin);
         return SourceTaken { taken: Taken::Contended, crowded };
     }
     SourceTaken { taken: Taken::Admitted, crowded }
 }
 
+/// Whether tokens of this source's are spent in another way.
 #[inline(always)]
-fn has_twin<L: Line>(line: &L, mine: usize, tag: u64) -> bool {
+fn has_twin<L: Line>(line: &L, mine: usize, tag: u64, origin: Tick) -> bool {
     let mut twin = false;
     for index in 0..WAYS {
-        twin |= index != mine && way::has_tag(line.word(index).load(), tag);
+        let word = line.word(index).load();
+        twin |= index != mine && way::has_tag(word, tag) && way::ahead(word, origin) > 0;
     }
     twin
 }

@@ -123,16 +123,20 @@ pub enum Found {
     Crowded,
 }
 
-/// Looks for `tag` in the first `ways` words.
+/// Looks for `tag` in the first `ways` words. Of several ways with the tag, the one that matters for
+/// longest is it.
 #[inline(always)]
 pub fn find<L: Line>(line: &L, ways: usize, tag: u64, now: Tick) -> Found {
     let mut found = Found::Crowded;
+    let mut longest = 0;
     for index in 0..ways {
         let word = line.word(index).load();
+        let ahead = ahead(word, now);
         if has_tag(word, tag) {
-            return Found::Present(index, word);
-        }
-        if matches!(found, Found::Crowded) && ahead(word, now) == 0 {
+            if !matches!(found, Found::Present(..)) || ahead > longest {
+                (found, longest) = (Found::Present(index, word), ahead);
+            }
+        } else if matches!(found, Found::Crowded) && ahead == 0 {
             found = Found::Free(index, word);
         }
     }

@@ -560,11 +560,18 @@ fn the_longest_steps_are_not_forgotten_by_a_cpu_that_has_not_seen_the_last_one_y
 fn an_old_way_with_the_same_tag_stops_nobody() {
     let params = smooth(1, SECOND, 3);
     let now = Tick::from_ns(100 * SECOND);
-    let line: [AtomicU64; LINE] = Default::default();
-    line[2].store(way::pack(5, now.after(params.cost)), Ordering::Relaxed);
-    line[4].store(way::pack(5, now.before(1)), Ordering::Relaxed);
-    for expected in [ADMITTED, ADMITTED, DENIED] {
-        assert_eq!(take(&line, 5, 100 * SECOND, &params), expected);
+    for (live, old) in [(2, 4), (4, 2)] {
+        let line: [AtomicU64; LINE] = Default::default();
+        line[live].store(way::pack(5, now.after(params.cost)), Ordering::Relaxed);
+        line[old].store(way::pack(5, now.before(1)), Ordering::Relaxed);
+        refund(&line, 5, false, 100 * SECOND, &params);
+        assert_eq!(way::ahead(line[live].load(Ordering::Relaxed), now), 0);
+        line[live].store(way::pack(5, now.after(params.burst)), Ordering::Relaxed);
+        assert!(would_deny(&line, 5, 100 * SECOND, &params));
+        line[live].store(way::pack(5, now.after(params.cost)), Ordering::Relaxed);
+        for expected in [ADMITTED, ADMITTED, DENIED] {
+            assert_eq!(take(&line, 5, 100 * SECOND, &params), expected);
+        }
     }
 }
 
