@@ -8,7 +8,24 @@
 //!
 //! The word is `epoch:12 | previous:16 | current:16 | established:20`; of a source it is
 //! `tag:20 | epoch:8 | previous:8 | current:8 | established:20` and shares a line with others.
-//! Epochs last 8.6 s ([`EPOCH_SHIFT`]): a handshake counts for 8.6 to 17.2 s.
+//! Epochs last 8.6 s ([`EPOCH_SHIFT`]): a handshake counts for 8.6 to 17.2 s. A source has 255 that
+//! began in one epoch at most, whatever its bound.
+//!
+//! CPUs read the clock before they change a word, so a word may be one epoch ahead of who reads it: it
+//! stays what it is, and counts for its own epoch. Epochs come round after 9.8 hours, a source's after
+//! 37 minutes: a word that was idle for just as long shows its last handshakes once more.
+//!
+//! # One source, two ways
+//!
+//! Two CPUs that meet a new source at once can open a way for it each, when a place falls idle between
+//! their looks. Each counts its connection first, and then looks at the other ways: if all ways of the
+//! source hold more than the bound, it takes the connection back and tries again. Of any connections
+//! that were opened, the one counted last saw all others, so a source never has more than its bound,
+//! however many ways it has. A connection that cannot be taken back in [`TRIES`] rounds is refused all
+//! the same, and forgotten with its epoch.
+//!
+//! A source that was crowded out may have as many in the shared word, and its bound again once it has
+//! a way of its own.
 
 use crate::{
     way::{LINE, Line},
@@ -79,24 +96,35 @@ impl Load {
         self.handshakes() + self.established
     }
 
+    /// The load of a word, and the epoch that it stands for: this one, or the next if a CPU with a
+    /// newer time was here.
     #[inline(always)]
-    const fn read(word: u64, shape: Shape, now_epoch: u64) -> Self {
+    const fn at(word: u64, shape: Shape, now: u64) -> (Self, u64) {
         let bits = shape.handshakes;
         let current = word >> ESTABLISHED & mask(bits);
         let previous = word >> (ESTABLISHED + bits) & mask(bits);
-        let age = now_epoch.wrapping_sub(word >> (ESTABLISHED + 2 * bits)) & mask(shape.epoch);
-        let (previous, current) = match age {
-            0 => (previous, current),
-            1 => (current, 0),
-            _ => (0, 0),
+        let age = now.wrapping_sub(word >> (ESTABLISHED + 2 * bits)) & mask(shape.epoch);
+        let (previous, current, epoch) = if age == 0 {
+            (previous, current, now)
+        } else if age == 1 {
+            (current, 0, now)
+        } else if age == mask(shape.epoch) && previous + current > 0 {
+            (previous, current, now.wrapping_add(1))
+        } else {
+            (0, 0, now)
         };
-        Self { previous, current, established: word & mask(ESTABLISHED) }
+        (Self { previous, current, established: word & mask(ESTABLISHED) }, epoch)
     }
 
     #[inline(always)]
-    const fn write(self, shape: Shape, now_epoch: u64) -> u64 {
+    const fn read(word: u64, shape: Shape, now: u64) -> Self {
+        Self::at(word, shape, now).0
+    }
+
+    #[inline(always)]
+    const fn write(self, shape: Shape, epoch: u64) -> u64 {
         let bits = shape.handshakes;
-        (now_epoch & mask(shape.epoch)) << (ESTABLISHED + 2 * bits)
+        (epoch & mask(shape.epoch)) << (ESTABLISHED + 2 * bits)
             | self.previous << (ESTABLISHED + bits)
             | self.current << ESTABLISHED
             | self.established
@@ -119,10 +147,11 @@ impl Load {
     #[inline(always)]
     const fn changed(mut self, change: Change, age: u64) -> Self {
         if matches!(change, Change::Established | Change::Abandoned) {
+            // Who opened it may have had an older time than the word: then it stands in a later epoch.
             // Of an epoch that is forgotten nothing is left to take away.
             match age {
-                0 => self.current = self.current.saturating_sub(1),
-                1 => self.previous = self.previous.saturating_sub(1),
+                1 if self.previous > 0 => self.previous -= 1,
+                0 | 1 => self.current = self.current.saturating_sub(1),
                 _ => {}
             }
         }
@@ -188,10 +217,10 @@ pub fn open<W: Word>(cell: &W, now_ns: u64, bounds: Bounds) -> Opened {
 /// One attempt at [`open`].
 #[inline(always)]
 pub fn try_open<W: Word>(cell: &W, now_ns: u64, bounds: Bounds) -> Opened {
-    let now = epoch(now_ns);
     let word = cell.load();
-    match Load::read(word, PLAIN, now).open(PLAIN, bounds) {
-        Ok(load) => match cell.compare_exchange(word, load.write(PLAIN, now)) {
+    let (load, epoch) = Load::at(word, PLAIN, epoch(now_ns));
+    match load.open(PLAIN, bounds) {
+        Ok(load) => match cell.compare_exchange(word, load.write(PLAIN, epoch)) {
             Ok(_) => Opened::Opened,
             Err(_) => Opened::Contended,
         },
@@ -215,10 +244,10 @@ pub fn change<W: Word>(cell: &W, change: Change, opened_ns: u64, now_ns: u64) ->
 /// One attempt at [`change`].
 #[inline(always)]
 pub fn try_change<W: Word>(cell: &W, change: Change, opened_ns: u64, now_ns: u64) -> bool {
-    let now = epoch(now_ns);
-    let age = now.wrapping_sub(epoch(opened_ns));
+    let opened = epoch(opened_ns);
     let word = cell.load();
-    let next = Load::read(word, PLAIN, now).changed(change, age).write(PLAIN, now);
+    let (load, epoch) = Load::at(word, PLAIN, epoch(now_ns));
+    let next = load.changed(change, epoch.wrapping_sub(opened)).write(PLAIN, epoch);
     cell.compare_exchange(word, next).is_ok()
 }
 
@@ -244,79 +273,122 @@ pub struct SourceOpened {
     pub way: usize,
 }
 
-/// Whether a way is as good as absent: no connection, and no handshake that still counts.
-#[inline(always)]
-const fn is_idle(word: u64, now: u64) -> bool {
-    Load::read(word, OF_SOURCE, now).connections() == 0
+/// Where a source's connections count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The word of the line; [`WAYS`] for the shared one.
+    pub way: usize,
+    /// Connections of the source in other ways.
+    pub elsewhere: u64,
 }
 
-/// Where a source's connections count: its own way, else a free one, else the shared word.
+/// The first step of opening: the way that holds a source's connections, else one that holds none,
+/// else the shared word. Writes nothing.
+///
+/// In the kernel each step is a function of its own: verified once, and not once for each way.
 #[inline(always)]
-fn find<L: Line>(line: &L, tag: u64, now: u64) -> usize {
-    let mut way = WAYS;
+pub fn place_for<L: Line>(line: &L, tag: u64, now_ns: u64) -> Place {
+    let now = epoch(now_ns);
+    let (mut own, mut free) = (WAYS, WAYS);
+    let (mut here, mut all) = (0, 0);
     for index in 0..WAYS {
         let word = line.word(index).load();
-        if word >> (64 - TAG) == tag {
-            return index;
-        }
-        if way == WAYS && is_idle(word, now) {
-            way = index;
+        let connections = Load::read(word, OF_SOURCE, now).connections();
+        if connections == 0 {
+            if free == WAYS {
+                free = index;
+            }
+        } else if word >> (64 - TAG) == tag {
+            if own == WAYS {
+                (own, here) = (index, connections);
+            }
+            all += connections;
         }
     }
-    way
+    if own < WAYS {
+        Place { way: own, elsewhere: all - here }
+    } else {
+        Place { way: free, elsewhere: 0 }
+    }
+}
+
+/// A source's connections in other ways than this one.
+#[inline(always)]
+fn elsewhere<L: Line>(line: &L, way: usize, tag: u64, now: u64) -> u64 {
+    let mut connections = 0;
+    for index in 0..WAYS {
+        let word = line.word(index).load();
+        if index != way && word >> (64 - TAG) == tag {
+            connections += Load::read(word, OF_SOURCE, now).connections();
+        }
+    }
+    connections
+}
+
+/// The second step: one connection more in that place; and how many it holds then.
+#[inline(always)]
+pub fn open_in<L: Line>(
+    line: &L,
+    place: Place,
+    tag: u64,
+    now_ns: u64,
+    connections: u64,
+) -> (Opened, u64) {
+    let now = epoch(now_ns);
+    let owner = if place.way == WAYS { SHARED } else { tag };
+    let word = line.word(place.way).load();
+    let (load, epoch) = Load::at(word, OF_SOURCE, now);
+    // A free way carries somebody else's past, of which nothing counts.
+    if word >> (64 - TAG) != owner && load.connections() > 0 {
+        return (Opened::Contended, 0);
+    }
+    let connections = connections.saturating_sub(place.elsewhere);
+    let Ok(load) = load.open(OF_SOURCE, Bounds { connections, handshakes: MAX_HANDSHAKES }) else {
+        return (Opened::TooManyConnections, 0);
+    };
+    let next = owner << (64 - TAG) | load.write(OF_SOURCE, epoch);
+    match line.word(place.way).compare_exchange(word, next) {
+        Ok(_) => (Opened::Opened, load.connections()),
+        Err(_) => (Opened::Contended, 0),
+    }
+}
+
+/// The third step, after a connection was counted in a way: whether the source's other ways hold more
+/// than `room`. Then it must be taken back. Of two that count in two ways at once, the later sees the
+/// other.
+#[inline(always)]
+pub fn is_too_much<L: Line>(line: &L, way: usize, tag: u64, now_ns: u64, room: u64) -> bool {
+    way != WAYS && elsewhere(line, way, tag, epoch(now_ns)) > room
 }
 
 /// One attempt to count one more connection of a source. [`Opened::Contended`] when another changed
-/// the word: try again.
+/// the line: try again.
 #[inline(always)]
 pub fn open_source<L: Line>(line: &L, tag: u64, now_ns: u64, connections: u64) -> SourceOpened {
-    let now = epoch(now_ns);
-    let way = find(line, tag, now);
-    let owner = if way == WAYS { SHARED } else { tag };
-    let word = line.word(way).load();
-    // A free way carries somebody else's past: only its place is taken over.
-    let load = if word >> (64 - TAG) == owner {
-        Load::read(word, OF_SOURCE, now)
-    } else if is_idle(word, now) {
-        Load { previous: 0, current: 0, established: 0 }
-    } else {
-        return SourceOpened { opened: Opened::Contended, way };
-    };
-    let bounds = Bounds { connections, handshakes: MAX_HANDSHAKES };
-    let opened = match load.open(OF_SOURCE, bounds) {
-        Err(_) => Opened::TooManyConnections,
-        Ok(load) => {
-            let next = owner << (64 - TAG) | load.write(OF_SOURCE, now);
-            match line.word(way).compare_exchange(word, next) {
-                Ok(_) => Opened::Opened,
-                Err(_) => Opened::Contended,
-            }
-        }
-    };
+    let place = place_for(line, tag, now_ns);
+    let way = place.way;
+    let (mut opened, here) = open_in(line, place, tag, now_ns, connections);
+    let room = connections.saturating_sub(here);
+    if opened == Opened::Opened && is_too_much(line, way, tag, now_ns, room) {
+        // A failure leaves the handshake to its epoch.
+        let _ = change_source(&line.word(way), tag, Change::Abandoned, now_ns, now_ns);
+        opened = Opened::Contended;
+    }
     SourceOpened { opened, way }
 }
 
 /// Whether [`open_source`] would certainly refuse. Writes nothing.
 #[inline(always)]
 pub fn would_refuse_source<L: Line>(line: &L, tag: u64, now_ns: u64, connections: u64) -> bool {
-    let now = epoch(now_ns);
-    let way = find(line, tag, now);
-    let owner = if way == WAYS { SHARED } else { tag };
-    let word = line.word(way).load();
-    let bounds = Bounds { connections, handshakes: MAX_HANDSHAKES };
-    word >> (64 - TAG) == owner && Load::read(word, OF_SOURCE, now).open(OF_SOURCE, bounds).is_err()
+    refuses_in(line, place_for(line, tag, now_ns), now_ns, connections)
 }
 
-/// The way with this tag; [`WAYS`] for none.
+/// The second step of [`would_refuse_source`].
 #[inline(always)]
-pub fn way_of<L: Line>(line: &L, tag: u64) -> usize {
-    let mut way = WAYS;
-    for index in 0..WAYS {
-        if way == WAYS && line.word(index).load() >> (64 - TAG) == tag {
-            way = index;
-        }
-    }
-    way
+pub fn refuses_in<L: Line>(line: &L, place: Place, now_ns: u64, connections: u64) -> bool {
+    let load = Load::read(line.word(place.way).load(), OF_SOURCE, epoch(now_ns));
+    let connections = connections.saturating_sub(place.elsewhere);
+    load.open(OF_SOURCE, Bounds { connections, handshakes: MAX_HANDSHAKES }).is_err()
 }
 
 /// Counts what happened to a source's connection, in the word where it was opened. A word that has
@@ -341,14 +413,14 @@ pub fn try_change_source<W: Word>(
     opened_ns: u64,
     now_ns: u64,
 ) -> bool {
-    let now = epoch(now_ns);
-    let age = now.wrapping_sub(epoch(opened_ns));
+    let opened = epoch(opened_ns);
     let word = cell.load();
     if word >> (64 - TAG) != owner {
         return true;
     }
-    let load = Load::read(word, OF_SOURCE, now).changed(change, age);
-    let next = owner << (64 - TAG) | load.write(OF_SOURCE, now);
+    let (load, epoch) = Load::at(word, OF_SOURCE, epoch(now_ns));
+    let load = load.changed(change, epoch.wrapping_sub(opened));
+    let next = owner << (64 - TAG) | load.write(OF_SOURCE, epoch);
     cell.compare_exchange(word, next).is_ok()
 }
 

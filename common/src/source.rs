@@ -92,25 +92,6 @@ impl SourceParams {
         }
     }
 
-    /// Takes back the token that was just taken from a way that must not count.
-    #[inline(always)]
-    fn take_back<W: Word>(&self, cell: &W, tag: u64, origin: Tick) {
-        let mut word = cell.load();
-        for _ in 0..TRIES {
-            if !way::has_tag(word, tag) {
-                return;
-            }
-            let ahead = way::ahead(word, origin);
-            // A full bucket is free for others, whatever its step.
-            let next =
-                if ahead > self.cost { way::pack(tag, origin.after(ahead - self.cost)) } else { 0 };
-            match cell.compare_exchange(word, next) {
-                Ok(_) => return,
-                Err(seen) => word = seen,
-            }
-        }
-    }
-
     /// The word after one token less, or `None` when the bucket is full.
     #[inline(always)]
     fn discharge(&self, word: u64, tag: u64, origin: Tick) -> Option<u64> {
@@ -146,31 +127,90 @@ pub fn take<L: Line>(line: &L, tag: u64, now_ns: u64, params: &SourceParams) -> 
 /// One attempt of a take; `Contended` when somebody else changed the line meanwhile.
 #[inline(always)]
 pub fn attempt<L: Line>(line: &L, tag: u64, now_ns: u64, params: &SourceParams) -> SourceTaken {
-    let now = Tick::from_ns(now_ns);
+    let way = way_for(line, tag, now_ns);
+    let taken = take_from(line, way, tag, now_ns, params);
+    let rival = taken == Taken::Admitted && has_rival(line, way, tag, now_ns, params);
+    if rival {
+        let _ = (0..TRIES).any(|_| try_take_back(line, way, tag, now_ns, params));
+    }
+    SourceTaken { taken: if rival { Taken::Contended } else { taken }, crowded: way == WAYS }
+}
+
+/// The first step of an attempt: the way to take from, [`WAYS`] for the shared word. Writes nothing.
+///
+/// In the kernel each step is a function of its own: verified once, and not once for each way.
+#[inline(always)]
+pub fn way_for<L: Line>(line: &L, tag: u64, now_ns: u64) -> usize {
+    match way::find(line, WAYS, tag, Tick::from_ns(now_ns)) {
+        Found::Present(index, _) | Found::Free(index, _) => index,
+        Found::Crowded => WAYS,
+    }
+}
+
+/// The second step: takes a token from that way.
+#[inline(always)]
+pub fn take_from<L: Line>(
+    line: &L,
+    way: usize,
+    tag: u64,
+    now_ns: u64,
+    params: &SourceParams,
+) -> Taken {
     let origin = params.origin(now_ns);
-    let (index, word, owner) = match way::find(line, WAYS, tag, now) {
-        Found::Present(index, word) | Found::Free(index, word) => (index, word, tag),
-        // The shared word has no tag of its own: any constant will do.
-        Found::Crowded => (WAYS, line.word(WAYS).load(), 1),
-    };
-    let crowded = index == WAYS;
+    // The shared word has no tag of its own: any constant will do.
+    let owner = if way == WAYS { 1 } else { tag };
+    let word = line.word(way).load();
     // A free way carries somebody else's past: only its place is taken over.
     let current = if way::has_tag(word, owner) { word } else { 0 };
+    if current == 0 && way != WAYS && way::ahead(word, Tick::from_ns(now_ns)) > 0 {
+        return Taken::Contended;
+    }
     let Some(next) = params.charge(current, owner, origin) else {
         if let Some(empty) = params.clamp(current, owner, origin) {
             // Whoever was faster has clamped it, or will be clamped by the next.
-            let _ = line.word(index).compare_exchange(word, empty);
+            let _ = line.word(way).compare_exchange(word, empty);
         }
-        return SourceTaken { taken: Taken::Denied, crowded };
+        return Taken::Denied;
     };
-    if line.word(index).compare_exchange(word, next).is_err() {
-        return SourceTaken { taken: Taken::Contended, crowded };
+    match line.word(way).compare_exchange(word, next) {
+        Ok(_) => Taken::Admitted,
+        Err(_) => Taken::Contended,
     }
-    if !crowded && has_twin(line, index, tag, origin) {
-        params.take_back(&line.word(index), tag, origin);
-        return SourceTaken { taken: Taken::Contended, crowded };
+}
+
+/// The third step, after a token was taken from a way: whether another bucket of the source has tokens
+/// spent. Then it must be [taken back](try_take_back).
+#[inline(always)]
+pub fn has_rival<L: Line>(
+    line: &L,
+    way: usize,
+    tag: u64,
+    now_ns: u64,
+    params: &SourceParams,
+) -> bool {
+    way != WAYS && has_twin(line, way, tag, params.origin(now_ns))
+}
+
+/// The fourth step, tried until it is done: takes back the token that was taken from a way that must
+/// not count.
+#[inline(always)]
+pub fn try_take_back<L: Line>(
+    line: &L,
+    way: usize,
+    tag: u64,
+    now_ns: u64,
+    params: &SourceParams,
+) -> bool {
+    let origin = params.origin(now_ns);
+    let word = line.word(way).load();
+    if !way::has_tag(word, tag) {
+        return true;
     }
-    SourceTaken { taken: Taken::Admitted, crowded }
+    let ahead = way::ahead(word, origin);
+    // A full bucket is free for others, whatever its step.
+    let next =
+        if ahead > params.cost { way::pack(tag, origin.after(ahead - params.cost)) } else { 0 };
+    line.word(way).compare_exchange(word, next).is_ok()
 }
 
 /// Whether tokens of this source's are spent in another way.

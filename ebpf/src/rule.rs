@@ -11,7 +11,7 @@ use weir_common::{
         Direction, MAX_RULES, RULE_SHADOW, Rule, RuleKind, SOURCE_LINES, SOURCE_LOAD_LINES,
         Workload,
     },
-    load::{self, Bounds, Change, Opened},
+    load::{self, Bounds, Change, Opened, Place},
     nh,
     source::{self, SourceParams},
     verdict::Reason,
@@ -23,7 +23,7 @@ use crate::{
     breaker,
     decide::{self, Site},
     hook::opaque,
-    maps::{self, MapLine},
+    maps,
     track::{self, Owner},
 };
 
@@ -336,11 +336,52 @@ pub extern "C" fn weir_take_source(block: u32, rule: u32, high: u64, low: u64, n
 #[inline(never)]
 pub extern "C" fn weir_try_source(block: u32, rule: u32, high: u64, low: u64, now_ns: u64) -> u64 {
     let Some(rule) = rule_of(block, rule) else { return TOOK };
-    let Some((line, tag)) = source_place(rule, Addr { high, low }) else { return TOOK };
-    let taken = source::attempt(&line, tag, now_ns, &source_params(rule));
-    let result = code(taken.taken) | if taken.crowded { CROWDED } else { 0 };
+    let Some((index, tag)) = source_place(rule, Addr { high, low }) else { return TOOK };
+    let Some(line) = maps::source_line(index) else { return TOOK };
+    // The compiler knows what the function returns, the verifier must see it.
+    let way = opaque(weir_source_way(index, tag, now_ns) as usize) & (way::LINE - 1);
+    let mut taken = source::take_from(&line, way, tag, now_ns, &source_params(rule));
+    let place = (way as u64) << 32 | tag;
+    if taken == Taken::Admitted && weir_has_rival(index, place, rule.step, now_ns) != 0 {
+        taken = Taken::Contended;
+        for _ in 0..TRIES {
+            if weir_take_back(index, place, rule.cost, rule.step, now_ns) != 0 {
+                break;
+            }
+        }
+    }
+    let result = code(taken) | if way == source::WAYS { CROWDED } else { 0 };
     count_admitted(rule.cell, result as u32);
     result
+}
+
+/// The way of a line from which a source's tokens are taken.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_source_way(line: u32, tag: u64, now_ns: u64) -> u64 {
+    maps::source_line(line).map_or(0, |line| source::way_for(&line, tag, now_ns) as u64)
+}
+
+/// Looks once more after a token was taken from `place`, `way << 32 | tag` of a line; 1 when it must be
+/// taken back.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_has_rival(line: u32, place: u64, step: u64, now_ns: u64) -> u64 {
+    let Some(line) = maps::source_line(line) else { return 0 };
+    let (way, tag) = ((place >> 32) as usize & (way::LINE - 1), place & 0xffff_ffff);
+    // What a bucket holds says nothing here.
+    let params = SourceParams { cost: 0, burst: 0, step };
+    u64::from(source::has_rival(&line, way, tag, now_ns, &params))
+}
+
+/// One attempt to take that token back; 1 when it is done.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_take_back(line: u32, place: u64, cost: u64, step: u64, now_ns: u64) -> u64 {
+    let Some(line) = maps::source_line(line) else { return 1 };
+    let (way, tag) = ((place >> 32) as usize & (way::LINE - 1), place & 0xffff_ffff);
+    let params = SourceParams { cost, burst: 0, step };
+    u64::from(source::try_take_back(&line, way, tag, now_ns, &params))
 }
 
 /// Asks a breaker.
@@ -412,15 +453,49 @@ pub extern "C" fn weir_open_source(block: u32, rule: u32, high: u64, low: u64, n
     let Some(rule) = rule_of(block, rule) else { return TOOK };
     let Some((index, tag)) = source_load_place(rule, Addr { high, low }) else { return TOOK };
     let Some(line) = maps::source_load_line(index) else { return TOOK };
-    let opened = load::open_source(&line, tag, now_ns, rule.cost);
-    let crowded = if opened.way == load::WAYS { CROWDED } else { 0 };
-    let result = match opened.opened {
+    let place = place_of(weir_place(index, tag, now_ns));
+    let (mut opened, here) = load::open_in(&line, place, tag, now_ns, rule.cost);
+    if opened == Opened::Opened {
+        let room = rule.cost.saturating_sub(here);
+        if weir_is_too_much(index, (place.way as u64) << 32 | tag, room, now_ns) != 0 {
+            let place = tag << 32 | u64::from(index) * way::LINE as u64 + place.way as u64;
+            track::weir_change_source(place, Change::Abandoned as u32, now_ns, now_ns);
+            opened = Opened::Contended;
+        }
+    }
+    let crowded = if place.way == load::WAYS { CROWDED } else { 0 };
+    let result = match opened {
         Opened::Opened => TOOK | crowded,
         Opened::TooManyConnections | Opened::TooManyHandshakes => crowded,
         Opened::Contended => CONTENDED,
     };
     count_admitted(rule.cell, result as u32);
     result
+}
+
+/// Where a source's connections count in a line: `elsewhere << 8 | way`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_place(line: u32, tag: u64, now_ns: u64) -> u64 {
+    let Some(line) = maps::source_load_line(line) else { return load::WAYS as u64 };
+    let place = load::place_for(&line, tag, now_ns);
+    place.elsewhere << 8 | place.way as u64
+}
+
+#[inline(always)]
+fn place_of(packed: u64) -> Place {
+    // The compiler knows what the function returns, the verifier must see it.
+    Place { way: opaque(packed as usize) & (way::LINE - 1), elsewhere: packed >> 8 }
+}
+
+/// Looks once more after a connection was counted at `place`, `way << 32 | tag` of a line; 1 when it
+/// must be taken back.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_is_too_much(line: u32, place: u64, room: u64, now_ns: u64) -> u64 {
+    let Some(line) = maps::source_load_line(line) else { return 0 };
+    let (way, tag) = ((place >> 32) as usize & (way::LINE - 1), place & 0xffff_ffff);
+    u64::from(load::is_too_much(&line, way, tag, now_ns, room))
 }
 
 /// The line and tag of a peer's own load under a rule.
@@ -432,19 +507,11 @@ fn source_load_place(rule: &Rule, peer: Addr) -> Option<(u32, u64)> {
 
 /// Where a peer's connection counts under a rule, as a connection's slot keeps it; 0 for nowhere.
 #[inline(always)]
-pub fn source_load(rule: &Rule, peer: Addr, crowded: bool) -> u64 {
+pub fn source_load(rule: &Rule, peer: Addr, crowded: bool, now_ns: u64) -> u64 {
     let Some((index, tag)) = source_load_place(rule, peer) else { return 0 };
     let owner = if crowded { load::SHARED } else { tag };
-    owner << 32 | weir_source_way(index, tag, u32::from(crowded))
-}
-
-/// The place, line × 8 + way, of a source's load; of the shared one when it is crowded.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_source_way(index: u32, tag: u64, crowded: u32) -> u64 {
-    let Some(line) = maps::source_load_line(index) else { return 0 };
-    let way = if crowded != 0 { load::WAYS } else { load::way_of(&line, tag) };
-    u64::from(index) * way::LINE as u64 + way as u64
+    let way = if crowded { load::WAYS } else { place_of(weir_place(index, tag, now_ns)).way };
+    owner << 32 | u64::from(index) * way::LINE as u64 + way as u64
 }
 
 #[inline(always)]
@@ -505,7 +572,7 @@ pub extern "C" fn weir_give_back_one(
     } else if limit.kind == RuleKind::Load as u8 {
         track::weir_change(limit.cell, Change::Abandoned as u32, now_ns, now_ns);
     } else if limit.kind == RuleKind::SourceLoad as u8 {
-        let place = source_load(limit, Addr { high, low }, rule & 1 != 0);
+        let place = source_load(limit, Addr { high, low }, rule & 1 != 0, now_ns);
         track::weir_change_source(place, Change::Abandoned as u32, now_ns, now_ns);
     } else if limit.kind == RuleKind::Breaker as u8 {
         breaker::take_back(limit.cell, rule >> 6 & 0xff, 0, now_ns);
@@ -529,7 +596,8 @@ pub extern "C" fn weir_give_back_source(
     now_ns: u64,
 ) -> u64 {
     let Some(limit) = rule_of(block, rule >> 1 & 0xf) else { return 1 };
-    let Some((line, tag)) = source_place(limit, Addr { high, low }) else { return 1 };
+    let Some((index, tag)) = source_place(limit, Addr { high, low }) else { return 1 };
+    let Some(line) = maps::source_line(index) else { return 1 };
     let crowded = rule & 1 != 0;
     u64::from(source::attempt_refund(&line, tag, crowded, now_ns, &source_params(limit)))
 }
@@ -552,11 +620,13 @@ pub extern "C" fn weir_peek(block: u32, rule: u32, high: u64, low: u64, now_ns: 
     }
     let denied = if rule.kind == RuleKind::Source as u8 {
         source_place(rule, peer)
+            .and_then(|(index, tag)| Some((maps::source_line(index)?, tag)))
             .is_some_and(|(line, tag)| source::would_deny(&line, tag, now_ns, &source_params(rule)))
     } else if rule.kind == RuleKind::SourceLoad as u8 {
         source_load_place(rule, peer).is_some_and(|(index, tag)| {
+            let place = place_of(weir_place(index, tag, now_ns));
             maps::source_load_line(index)
-                .is_some_and(|line| load::would_refuse_source(&line, tag, now_ns, rule.cost))
+                .is_some_and(|line| load::refuses_in(&line, place, now_ns, rule.cost))
         })
     } else if rule.kind == RuleKind::Breaker as u8 {
         breaker::peek(rule, now_ns)
@@ -586,10 +656,9 @@ fn source_params(rule: &Rule) -> SourceParams {
 
 /// The line and tag of a peer's own bucket under a rule.
 #[inline(always)]
-fn source_place(rule: &Rule, peer: Addr) -> Option<(MapLine, u64)> {
+fn source_place(rule: &Rule, peer: Addr) -> Option<(u32, u64)> {
     let hash = group_hash(rule, peer)?;
-    let line = maps::source_line(way::line_of(hash, SOURCE_LINES))?;
-    Some((line, way::tag(hash)))
+    Some((way::line_of(hash, SOURCE_LINES), way::tag(hash)))
 }
 
 /// The keyed hash of a peer's group under a rule.
