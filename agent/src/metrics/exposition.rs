@@ -217,9 +217,9 @@ impl Exposition {
                 }
                 Kind::LostEvent => lost.push((Workload { workload: decision.workload }, count)),
                 Kind::Edge => {
-                    let Decision { workload, direction, reason, .. } = decision;
+                    let Decision { workload, hook, direction, reason, .. } = decision;
                     let change = reason.trim_start_matches("breaker_").to_owned();
-                    edges.push((Edge { workload, direction, change }, count));
+                    edges.push((Edge { workload, hook, direction, change }, count));
                 }
             }
         }

@@ -89,6 +89,7 @@ pub(super) struct Fault {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
 pub(super) struct Edge {
     pub(super) workload: String,
+    pub(super) hook: String,
     pub(super) direction: String,
     /// The reason without its `breaker_`.
     pub(super) change: String,

@@ -196,9 +196,21 @@ fn numbers_are_those_of_the_status() {
 fn each_reason_is_counted_once_and_what_is_no_decision_apart() {
     let families = everything();
     let place = [("hook", "tc"), ("direction", "ingress")];
+    let changes = [
+        (Reason::BreakerTripped, "tripped"),
+        (Reason::BreakerReopened, "reopened"),
+        (Reason::BreakerHalfOpened, "half_opened"),
+        (Reason::BreakerClosed, "closed"),
+    ];
+    for (reason, change) in changes {
+        let labels = [place[0], place[1], ("change", change)];
+        let count = value(&families, "weir_breaker_changes_total", &labels);
+        assert_eq!(count, 100.0 + f64::from(reason as u8));
+    }
     for &reason in Reason::ALL {
         let name = match reason {
             Reason::EventLost => continue,
+            _ if changes.iter().any(|(change, _)| *change == reason) => continue,
             Reason::ResetLimited | Reason::NotRemembered | Reason::RewriteFailed => {
                 "weir_faults_total"
             }
@@ -209,7 +221,7 @@ fn each_reason_is_counted_once_and_what_is_no_decision_apart() {
     }
     let faults = families["weir_faults"].samples.len();
     let decisions = families["weir_decisions"].samples.len();
-    assert_eq!((faults, decisions), (3 * 3, (Reason::ALL.len() - 4) * 3));
+    assert_eq!((faults, decisions), (3 * 3, (Reason::ALL.len() - 8) * 3));
     // At all three places together.
     let lost = 3.0 * (100.0 + f64::from(Reason::EventLost as u8));
     assert_eq!(value(&families, "weir_events_lost_total", &[("workload", "web")]), lost);
