@@ -167,6 +167,9 @@ const fn at_most(number: u64, most: u64) -> u64 {
     if number < most { number } else { most }
 }
 
+/// Words of a line that a breaker uses; behind them whoever asks leaves its packed parameters.
+pub const WORDS: usize = 4;
+
 const STATE: usize = 0;
 const ATTEMPTS: usize = 3;
 

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Where a breaker's parameters stand in its cell.
-const PARAMS: usize = 4;
+const PARAMS: usize = breaker::WORDS;
 
 #[inline(always)]
 fn params(line: &MapLine) -> Params {

@@ -28,8 +28,8 @@ use weir_common::{
 use super::{Bounds, Inspect, bind, serve_within};
 use crate::{
     app::view::{
-        ExplainedLine, Explanation, LimitStatus, Pause, Refusal, Reloads, Status, UplinkStatus,
-        WorkloadStatus,
+        BreakerStatus, ExplainedLine, Explanation, LimitStatus, Pause, Refusal, Reloads, Status,
+        UplinkStatus, WorkloadStatus,
     },
     telemetry::{self, LevelHandle, Levels},
 };
@@ -302,7 +302,12 @@ pub(crate) fn status() -> Status {
         kind: "breaker".to_owned(),
         value: "errors=5".to_owned(),
         tokens: None,
-        breaker: Some([0; 4]),
+        breaker: Some(BreakerStatus {
+            state: "open".to_owned(),
+            open_seconds: 12.5,
+            ejections: 2,
+            ..BreakerStatus::default()
+        }),
         ..limit.clone()
     };
     let outbound = ["10.0.0.0/8", "192.0.2.10/32"].map(|to| LimitStatus {

@@ -532,7 +532,7 @@ impl Engine {
                     tokens: state.tokens,
                     connections: state.load.map(|load| load.connections),
                     handshakes: state.load.map(|load| load.handshakes),
-                    breaker: state.breaker,
+                    breaker: state.breaker.map(Into::into),
                     counted_with: other.map(|other| LineRef::Limit(other).to_string()),
                     offered_per_second: self.offered(identity),
                     admitted: state.counts.admitted,

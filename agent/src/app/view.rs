@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use weir_common::breaker;
 
 /// `GET /status`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -84,6 +85,51 @@ pub struct UplinkStatus {
     pub detail: Option<String>,
 }
 
+/// Where a breaker is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BreakerStatus {
+    /// `closed`, `open` or `half-open`. Open with no time left means that the next connection tries.
+    pub state: String,
+    /// How long it stays open, in seconds.
+    pub open_seconds: f64,
+    /// Failures in a row, while it is closed.
+    pub consecutive: u64,
+    /// Ejections in a row that are not forgotten.
+    pub ejections: u64,
+    /// Probes without a verdict, while it is half-open.
+    pub probes_out: u64,
+    /// Probes that succeeded, while it is half-open.
+    pub probes_succeeded: u64,
+    /// Successes of this interval and the one before, while it is closed.
+    pub succeeded: u64,
+    /// Failures of this interval and the one before, while it is closed.
+    pub failed: u64,
+    /// Connections that were not answered yet, while it is closed.
+    pub unanswered: u64,
+}
+
+impl From<breaker::View> for BreakerStatus {
+    fn from(view: breaker::View) -> Self {
+        let state = match view.phase {
+            breaker::Phase::Closed => "closed",
+            breaker::Phase::Open => "open",
+            breaker::Phase::HalfOpen => "half-open",
+        };
+        Self {
+            state: state.to_owned(),
+            open_seconds: view.remaining_ns as f64 / 1e9,
+            consecutive: view.consecutive,
+            ejections: view.ejections,
+            probes_out: view.probes_out,
+            probes_succeeded: view.probes_succeeded,
+            succeeded: view.ok,
+            failed: view.failed,
+            unanswered: view.attempts,
+        }
+    }
+}
+
 /// One limit of a workload.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -110,8 +156,8 @@ pub struct LimitStatus {
     pub connections: Option<u64>,
     /// Handshakes that are not complete now; of the same.
     pub handshakes: Option<u64>,
-    /// The words of a breaker, as the kernel has them.
-    pub breaker: Option<[u64; 4]>,
+    /// Where a breaker is.
+    pub breaker: Option<BreakerStatus>,
     /// The limit that this one is counted with: what follows is of both together.
     pub counted_with: Option<String>,
     /// New connections per second that asked, over the last second.

@@ -17,7 +17,7 @@ use super::{
     write_json,
 };
 use crate::{
-    app::view::{ExplainedLine, Explanation, LimitStatus, WorkloadStatus},
+    app::view::{BreakerStatus, ExplainedLine, Explanation, LimitStatus, WorkloadStatus},
     metrics::{Kind, kind_of},
 };
 
@@ -189,11 +189,34 @@ fn state(limit: &LimitStatus) -> String {
         let handshakes = limit.handshakes.unwrap_or_default();
         return format!("{open}, {handshakes} of them not complete, ");
     }
+    if let Some(breaker) = &limit.breaker {
+        return format!("{}, ", where_it_is(breaker));
+    }
     match (limit.tokens, limit.kind.as_str()) {
         (Some(tokens), _) => format!("{} left, ", count(tokens, "token", "tokens")),
         (None, "connections-per-source") => "a bucket for each source, ".to_owned(),
         (None, "max-connections-per-source") => "a count for each source, ".to_owned(),
         (None, _) => String::new(),
+    }
+}
+
+/// Where a breaker is, in words.
+fn where_it_is(breaker: &BreakerStatus) -> String {
+    let times = count(breaker.ejections, "time in a row", "times in a row");
+    match breaker.state.as_str() {
+        "open" => format!("open for {:.1} s more, {times}", breaker.open_seconds),
+        "half-open" => format!(
+            "half-open, {} out and {} succeeded",
+            count(breaker.probes_out, "probe", "probes"),
+            breaker.probes_succeeded
+        ),
+        state => format!(
+            "{state}, {} in a row, {} of {} failed lately, {} not answered yet",
+            count(breaker.consecutive, "failure", "failures"),
+            breaker.failed,
+            breaker.failed + breaker.succeeded,
+            breaker.unanswered
+        ),
     }
 }
 

@@ -52,7 +52,7 @@ POLICY
     now          40 connections, 3 of them not complete, 812/s asking
     so far       with `max-connections.80`: 1000 admitted, 50 refused
   breaker.80 errors=5
-    now          812/s asking
+    now          open for 12.5 s more, 2 times in a row, 812/s asking
     so far       1000 admitted, 50 refused
 
 DECISIONS

@@ -13,15 +13,17 @@
 //! sources name no cell, but are found under its number: the hour is all they have.
 
 use std::{
+    array,
     collections::{BTreeMap, BTreeSet},
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use serde::Serialize;
 use weir_common::{
+    breaker,
     gcra::{self, Params},
     layout::{CellKind, MAX_CELLS, Record},
-    load,
+    load, way,
 };
 
 use super::{
@@ -95,8 +97,9 @@ pub struct CellView {
     pub tokens: Option<u64>,
     /// What is open now; of a load only.
     pub load: Option<LoadView>,
-    /// The breaker's words; of a breaker only.
-    pub breaker: Option<[u64; 4]>,
+    /// Where a breaker is; of a breaker only.
+    #[serde(skip)]
+    pub breaker: Option<breaker::View>,
     /// What happened so far.
     pub counts: CellCounts,
 }
@@ -330,11 +333,14 @@ impl Cells {
                 view.load = Some(LoadView { connections, handshakes });
             }
             CellKind::Breaker => {
-                let mut words = [0; 4];
-                for (to, word) in words.iter_mut().zip(maps.cell_words(entry.index)) {
-                    *to = word.load(Ordering::SeqCst);
+                // Its own parameters stand behind its words, as the kernel was told them last.
+                let line: [AtomicU64; way::LINE] = array::from_fn(|_| AtomicU64::new(0));
+                for (to, word) in line.iter().zip(maps.cell_words(entry.index)) {
+                    to.store(word.load(Ordering::SeqCst), Ordering::Relaxed);
                 }
-                view.breaker = Some(words);
+                let word = |index: usize| line[breaker::WORDS + index].load(Ordering::Relaxed);
+                let params = breaker::Params::unpack([word(0), word(1), word(2)]);
+                view.breaker = Some(breaker::read(&line, &params, now_ns));
             }
             _ => {}
         }

@@ -165,6 +165,17 @@ impl Exposition {
             self.some_limits(|limit| limit.tokens),
         )?;
         page.gauges(
+            "weir_breaker_state",
+            "Where a breaker is: 0 closed, 1 half-open, 2 open.",
+            self.some_limits(|limit| {
+                limit.breaker.as_ref().map(|breaker| match breaker.state.as_str() {
+                    "open" => 2,
+                    "half-open" => 1,
+                    _ => 0,
+                })
+            }),
+        )?;
+        page.gauges(
             "weir_limit_connections",
             "Connections that are open now, of those that a limit counts; handshakes among them.",
             self.some_limits(|limit| limit.connections),
