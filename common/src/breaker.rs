@@ -236,12 +236,14 @@ const fn at_least_one(ms: u32) -> u64 {
     if ms == 0 { 1 } else { ms as u64 }
 }
 
-/// `ns` in units of so many milliseconds, of which there is one at least. The branch is for compilers:
-/// they would call for a panic.
+/// `ns` in units of so many milliseconds, of which there is one at least. Checked, or compilers would
+/// call for a panic.
 #[inline(always)]
 const fn units(ns: u64, ms: u64) -> u64 {
-    let unit = ms * MS;
-    if unit == 0 { 0 } else { ns / unit }
+    match ns.checked_div(ms * MS) {
+        Some(units) => units,
+        None => 0,
+    }
 }
 
 /// A word of `epoch:8 | number:20 | a:18 | b:18`.
