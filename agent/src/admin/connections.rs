@@ -3,7 +3,7 @@
 //! It has never heard of routes. A client that is slow, silent or greedy costs one of a bounded
 //! number of connections for a bounded time.
 
-use std::{pin::pin, time::Duration};
+use std::{fmt, pin::pin, time::Duration};
 
 use axum::{Router, extract::Request, serve::Listener};
 use hyper::{
@@ -35,6 +35,16 @@ pub struct Peer {
     pub uid: Option<u32>,
     /// Its number.
     pub pid: Option<i32>,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.uid, self.pid) {
+            (Some(uid), Some(pid)) => write!(f, "uid {uid}, pid {pid}"),
+            (Some(uid), None) => write!(f, "uid {uid}"),
+            _ => f.write_str("somebody"),
+        }
+    }
 }
 
 impl Peer {

@@ -22,7 +22,7 @@ pub use self::{
 };
 use self::{connections::converse_with, routes::State};
 use crate::{
-    app::view::{Explanation, Pause, Refusal, Status},
+    app::view::{Explanation, History, Pause, Recent, Refusal, Status, Suggestion},
     telemetry::LevelHandle,
 };
 
@@ -33,8 +33,14 @@ pub trait Inspect: Send + Sync + 'static {
     fn status(&self) -> Status;
     /// One workload: what holds, where it comes from, what was refused.
     fn explain(&self, workload: &str) -> Option<Explanation>;
-    /// Pauses enforcement, or ends a pause; the names it concerned, or why not.
-    fn pause(&self, pause: &Pause) -> Result<Vec<String>, String>;
+    /// What changed for a workload.
+    fn history(&self, workload: &str) -> Option<History>;
+    /// The last minute.
+    fn recent(&self) -> Recent;
+    /// What was seen of a workload, as a policy.
+    fn suggest(&self, workload: &str) -> Option<Suggestion>;
+    /// Pauses enforcement, or ends a pause, at somebody's word; the names it concerned, or why not.
+    fn pause(&self, pause: &Pause, by: Peer) -> Result<Vec<String>, String>;
     /// Whether every workload is decided.
     fn ready(&self) -> bool;
     /// The tables as the kernel has them.

@@ -22,7 +22,10 @@ use tracing::{error, info};
 
 use super::{Bounds, Inspect, Peer, trace};
 use crate::{
-    app::view::{Explanation, Failure, LogLevel, Pause, Paused, Readiness, Status, Undecided},
+    app::view::{
+        Explanation, Failure, History, LogLevel, Pause, Paused, Readiness, Recent, Status,
+        Suggestion, Undecided,
+    },
     metrics,
     telemetry::{LevelHandle, Levels},
 };
@@ -34,6 +37,9 @@ const SERVER: &str = concat!("weir/", env!("CARGO_PKG_VERSION"));
 const ALL: &[&str] = &[
     "GET /status",
     "GET /explain/WORKLOAD",
+    "GET /history/WORKLOAD",
+    "GET /suggest/WORKLOAD",
+    "GET /recent",
     "GET /trace[?workload=WORKLOAD]",
     "GET /tables",
     "GET /metrics",
@@ -146,6 +152,9 @@ pub(super) fn all(state: &State) -> Router {
     let routes = answers()
         .route("/status", get(status))
         .route("/explain/{workload}", get(explain))
+        .route("/history/{workload}", get(history))
+        .route("/suggest/{workload}", get(suggest))
+        .route("/recent", get(recent))
         .route("/tables", get(tables))
         .route("/log", get(log).put(set_log))
         .route("/pause", post(pause));
@@ -220,14 +229,35 @@ async fn status(Given(state): Given<State>) -> Result<Json<Status>, Refused> {
     Ok(Json(state.ask(Inspect::status).await?))
 }
 
-async fn explain(
+async fn recent(Given(state): Given<State>) -> Result<Json<Recent>, Refused> {
+    Ok(Json(state.ask(Inspect::recent).await?))
+}
+
+/// The path's last segment.
+type Named = Result<Path<String>, PathRejection>;
+
+async fn explain(given: Given<State>, name: Named) -> Result<Json<Explanation>, Refused> {
+    about(given, name, |inspect, name| inspect.explain(name)).await
+}
+
+async fn history(given: Given<State>, name: Named) -> Result<Json<History>, Refused> {
+    about(given, name, |inspect, name| inspect.history(name)).await
+}
+
+async fn suggest(given: Given<State>, name: Named) -> Result<Json<Suggestion>, Refused> {
+    about(given, name, |inspect, name| inspect.suggest(name)).await
+}
+
+/// What is known of one workload.
+async fn about<T: Send + 'static>(
     Given(state): Given<State>,
-    workload: Result<Path<String>, PathRejection>,
-) -> Result<Json<Explanation>, Refused> {
-    let Path(name) = workload?;
+    name: Named,
+    ask: impl FnOnce(&dyn Inspect, &str) -> Option<T> + Send + 'static,
+) -> Result<Json<T>, Refused> {
+    let Path(name) = name?;
     let asked = name.clone();
-    match state.ask(move |inspect: &dyn Inspect| inspect.explain(&asked)).await? {
-        Some(explanation) => Ok(Json(explanation)),
+    match state.ask(move |inspect: &dyn Inspect| ask(inspect, &asked)).await? {
+        Some(answer) => Ok(Json(answer)),
         None => Err(state.unknown_workload(&name).await),
     }
 }
@@ -243,7 +273,8 @@ async fn pause(
 ) -> Result<Json<Paused>, Refused> {
     let Json(pause) = pause?;
     let asked = pause.clone();
-    let workloads = match state.ask(move |inspect: &dyn Inspect| inspect.pause(&asked)).await? {
+    let question = move |inspect: &dyn Inspect| inspect.pause(&asked, peer);
+    let workloads = match state.ask(question).await? {
         Ok(workloads) => workloads,
         Err(why) => {
             let status = state.ask(Inspect::status).await?;

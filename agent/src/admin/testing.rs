@@ -25,11 +25,12 @@ use weir_common::{
     verdict::{Reason, Verdict},
 };
 
-use super::{Bounds, Inspect, bind, serve_within};
+use super::{Bounds, Inspect, Peer, bind, serve_within};
 use crate::{
     app::view::{
-        BreakerStatus, ExplainedLine, Explanation, LimitStatus, Pause, Refusal, Reloads, Status,
-        UplinkStatus, WorkloadStatus,
+        BreakerStatus, ExplainedLine, Explanation, History, HistoryEntry, LimitStatus, Pause,
+        Recent, RecentSecond, RecentWorkload, Refusal, Reloads, Seen, Stated, Status,
+        SuggestedLine, Suggestion, UplinkStatus, WorkloadStatus,
     },
     telemetry::{self, LevelHandle, Levels},
 };
@@ -65,6 +66,7 @@ impl Drop for Folder {
 /// Answers from memory.
 pub(crate) struct Memory {
     pub(crate) status: Mutex<Status>,
+    pub(crate) recent: Mutex<Recent>,
     pub(crate) refusals: broadcast::Sender<Refusal>,
     pub(crate) pauses: Mutex<Vec<Pause>>,
     /// While it is set, no question is answered.
@@ -75,6 +77,7 @@ impl Default for Memory {
     fn default() -> Self {
         Self {
             status: Mutex::new(status()),
+            recent: Mutex::new(recent()),
             refusals: broadcast::channel(4).0,
             pauses: Mutex::default(),
             stuck: AtomicBool::new(false),
@@ -100,7 +103,21 @@ impl Inspect for Memory {
         (workload == "web").then(explanation)
     }
 
-    fn pause(&self, pause: &Pause) -> Result<Vec<String>, String> {
+    fn history(&self, workload: &str) -> Option<History> {
+        (workload == "web").then(history)
+    }
+
+    fn recent(&self) -> Recent {
+        self.wait_until_free();
+        self.recent.lock().unwrap().clone()
+    }
+
+    fn suggest(&self, workload: &str) -> Option<Suggestion> {
+        (workload == "web").then(suggestion)
+    }
+
+    fn pause(&self, pause: &Pause, by: Peer) -> Result<Vec<String>, String> {
+        assert!(by.uid.is_some() && by.pid.is_some(), "{by}");
         let names: Vec<_> = self.status().workloads.into_iter().map(|known| known.name).collect();
         let names: Vec<_> = names
             .into_iter()
@@ -259,6 +276,7 @@ pub(crate) fn status() -> Status {
         port: "80".to_owned(),
         value: "100/s burst=200".to_owned(),
         tokens: Some(7),
+        rate_per_second: 100.0,
         offered_per_second: 812.4,
         admitted: 1000,
         refused: 50,
@@ -267,6 +285,7 @@ pub(crate) fn status() -> Status {
     let beside = LimitStatus {
         limit: "connections.80 (shadow)".to_owned(),
         value: "80/s shadow".to_owned(),
+        rate_per_second: 80.0,
         beside: true,
         shadow: true,
         shadowed: 9,
@@ -430,5 +449,81 @@ pub(crate) fn explanation() -> Explanation {
         lines: vec![clamped, beside, source],
         problems: vec!["node.yaml:18:7: error: unknown key `conections`".to_owned()],
         refusals: vec![refusal("10.0.0.9:51234"), refusal("[2001:db8:1:2:3:4:5:6]:51234")],
+    }
+}
+
+/// The last minute: `web` was busier every second, and refused what was above 40.
+pub(crate) fn recent() -> Recent {
+    let second =
+        |asked: u32| RecentSecond { admitted: asked.min(40), refused: asked.saturating_sub(40) };
+    let web = RecentWorkload {
+        name: "web".to_owned(),
+        admitted: 10_000,
+        refused: 500,
+        seconds: (1..=60).map(second).collect(),
+    };
+    let batch = RecentWorkload {
+        name: "batch".to_owned(),
+        admitted: 70,
+        refused: 0,
+        seconds: vec![second(7); 10],
+    };
+    let mysql = RecentWorkload { name: "mysql".to_owned(), ..RecentWorkload::default() };
+    Recent {
+        time: 43_199.0,
+        workloads: vec![web, mysql, batch],
+        refusals: vec![refusal("10.0.0.9:51234"), refusal("10.0.0.7:40000")],
+    }
+}
+
+/// What changed for `web`.
+pub(crate) fn history() -> History {
+    let stated = |value: &str, origin: &str| {
+        Some(Stated { value: value.to_owned(), origin: origin.to_owned() })
+    };
+    let entry = |time: f64, key: &str| HistoryEntry {
+        time,
+        key: key.to_owned(),
+        ..HistoryEntry::default()
+    };
+    let line = "workload, /etc/weir/node.yaml:17:7";
+    let entries = vec![
+        HistoryEntry { to: stated("100/s", line), ..entry(39_600.0, "connections.80") },
+        HistoryEntry {
+            from: stated("not-enforced", "interface eth0 is not there"),
+            to: stated("enforced", ""),
+            ..entry(39_601.0, "condition")
+        },
+        HistoryEntry {
+            to: stated("15m", ""),
+            by: "uid 0, pid 4242".to_owned(),
+            ..entry(43_000.0, "pause")
+        },
+        HistoryEntry {
+            from: stated("100/s", line),
+            to: stated("100/s burst=200", line),
+            ..entry(43_100.0, "connections.80")
+        },
+    ];
+    History { workload: "web".to_owned(), entries, forgotten: 3 }
+}
+
+/// What was seen of `web`.
+pub(crate) fn suggestion() -> Suggestion {
+    let line = |key: &str, value: &str, reason: &str, seen: Option<Seen>| SuggestedLine {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        reason: reason.to_owned(),
+        seen,
+    };
+    let seen = Seen { peak_second: 58, peak_minute: 1740, asked: 9000, refused: 0 };
+    Suggestion {
+        workload: "web".to_owned(),
+        watched_seconds: 3660.0,
+        lines: vec![
+            line("mode", "shadow", "counts what it would refuse", None),
+            line("connections.80", "120/s burst=240", "58 asked in the busiest second", Some(seen)),
+        ],
+        unknown: vec!["how many sources asked".to_owned()],
     }
 }

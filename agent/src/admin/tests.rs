@@ -14,7 +14,7 @@ use super::{
     Bounds,
     testing::{Reply, Served, exchange, refusal, request, wait_until},
 };
-use crate::app::view::{Explanation, Status};
+use crate::app::view::{Explanation, History, Recent, Status, Suggestion};
 
 fn get(served: &Served, path: &str) -> Reply {
     exchange(served.connect(), &request("GET", path))
@@ -67,6 +67,12 @@ fn what_is_asked_for_is_answered_as_json() {
     assert_eq!(status, super::testing::status());
     let explained: Explanation = serde_json::from_str(&get(&served, "/explain/web").body).unwrap();
     assert_eq!(explained, super::testing::explanation());
+    let history: History = serde_json::from_str(&get(&served, "/history/web").body).unwrap();
+    assert_eq!(history, super::testing::history());
+    let suggested: Suggestion = serde_json::from_str(&get(&served, "/suggest/web").body).unwrap();
+    assert_eq!(suggested, super::testing::suggestion());
+    let recent: Recent = serde_json::from_str(&get(&served, "/recent").body).unwrap();
+    assert_eq!(recent, super::testing::recent());
     assert_eq!(get(&served, "/tables").json(), json!({"tables": {"web": 1}}));
     assert_eq!(get(&served, "/healthz").body, "ok\n");
     let reply = get(&served, "/metrics");
@@ -88,7 +94,7 @@ fn the_socket_is_for_its_owner_alone() {
 fn a_workload_that_is_not_there_is_told_with_those_that_are() {
     let served = Served::new();
     let expected = "there is no workload `wbe`; expected one of web, mysql, batch";
-    for path in ["/explain/wbe", "/trace?workload=wbe"] {
+    for path in ["/explain/wbe", "/history/wbe", "/suggest/wbe", "/trace?workload=wbe"] {
         let reply = get(&served, path);
         assert_eq!((reply.code, reply.json()["error"].as_str()), (404, Some(expected)), "{path}");
     }
@@ -122,7 +128,17 @@ fn over_tcp_there_are_health_and_metrics_and_nothing_else() {
     for path in ["/metrics", "/healthz", "/readyz"] {
         assert_eq!(get(path).code, 200, "{path}");
     }
-    for path in ["/status", "/explain/web", "/trace", "/tables", "/log", "/pause"] {
+    for path in [
+        "/status",
+        "/explain/web",
+        "/history/web",
+        "/suggest/web",
+        "/recent",
+        "/trace",
+        "/tables",
+        "/log",
+        "/pause",
+    ] {
         assert_eq!(get(path).code, 404, "{path}");
     }
     assert_eq!(get("/").json()["routes"].as_array().unwrap().len(), 3);
@@ -254,7 +270,7 @@ fn an_agent_that_is_stuck_says_so() {
     let bounds = Bounds { request: Duration::from_millis(200), ..Bounds::DEFAULT };
     let served = Served::within(bounds);
     served.memory.stuck.store(true, Ordering::Relaxed);
-    for path in ["/status", "/healthz", "/readyz", "/metrics"] {
+    for path in ["/status", "/recent", "/healthz", "/readyz", "/metrics"] {
         let reply = get(&served, path);
         assert_eq!(reply.code, 503, "{path}");
         assert!(reply.json()["error"].as_str().unwrap().starts_with("no answer within 0.2 s"));

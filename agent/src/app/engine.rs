@@ -4,7 +4,7 @@
 //! It refuses to know who asks: timers, netlink, files and sockets are `super::run`'s.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
@@ -18,7 +18,11 @@ use weir_common::{
 };
 
 use super::{
+    history::{Facts, History, Part},
     memory::{self, Memory},
+    observe::{Observer, Scope, is_inbound_rate},
+    peaks::{Second, Series},
+    proposal::{Observed, ObservedPort, propose},
     view,
 };
 use crate::{
@@ -26,12 +30,14 @@ use crate::{
     compile::{Change, Identity, LineRef, NodeFacts, Tables, compile, diff},
     config::{self, Evaluated, NodeFile, Report, evaluate, read},
     datapath::{Attached, Attachment, Datapath, DatapathError, Target},
-    policy::{Effective, LastGood},
+    policy::{Effective, LastGood, Origin, Period, Port},
     workload::{self, Interface, interfaces},
 };
 
 /// Refusals that are kept for each workload.
 const REFUSALS: usize = 10;
+/// Refusals that are kept of all workloads together.
+const LATEST: usize = 32;
 /// Refusals that a slow reader of the trace may fall behind.
 const TRACE: usize = 1024;
 
@@ -50,8 +56,13 @@ pub struct Engine {
     workloads: Vec<Known>,
     uplinks: Vec<view::UplinkStatus>,
     tables: Tables,
-    rates: BTreeMap<Identity, Rate>,
+    observer: Observer,
+    history: History,
+    history_path: PathBuf,
+    /// Whether the history is newer than its file.
+    history_changed: bool,
     refusals: BTreeMap<Identity, VecDeque<view::Refusal>>,
+    latest: VecDeque<view::Refusal>,
     trace: broadcast::Sender<view::Refusal>,
     decided: bool,
 }
@@ -66,14 +77,6 @@ struct Known {
     attached: Result<Attached, String>,
 }
 
-/// How often a limit is asked.
-#[derive(Clone, Copy, Debug, Default)]
-struct Rate {
-    asked: u64,
-    at_ns: u64,
-    per_second: f64,
-}
-
 impl Engine {
     /// Takes over the data plane. Nothing changes in the kernel until the first reload.
     pub fn new(datapath: Datapath, path: PathBuf, memory: PathBuf, clock: Clock) -> Self {
@@ -82,6 +85,7 @@ impl Engine {
             clock,
             started_ns: clock.monotonic_ns(),
             path,
+            history_path: memory.with_file_name("history.json"),
             memory,
             file: NodeFile::default(),
             last_good: BTreeMap::new(),
@@ -91,8 +95,11 @@ impl Engine {
             workloads: Vec::new(),
             uplinks: Vec::new(),
             tables: Tables::default(),
-            rates: BTreeMap::new(),
+            observer: Observer::default(),
+            history: History::default(),
+            history_changed: false,
             refusals: BTreeMap::new(),
+            latest: VecDeque::new(),
             trace: broadcast::channel(TRACE).0,
             decided: false,
         };
@@ -102,7 +109,13 @@ impl Engine {
 
     /// What held before this process, so that a file that is broken now removes nothing.
     fn remember_last_good(&mut self) {
-        match memory::load(&self.memory) {
+        match memory::load(&self.history_path) {
+            Ok(history) => self.history = history.unwrap_or_default(),
+            Err(problem) => {
+                warn!(path = %self.history_path.display(), error = %problem, "what changed before is not known");
+            }
+        }
+        match memory::load::<Memory>(&self.memory) {
             Ok(Some(memory)) => {
                 let name = self.path.display().to_string();
                 if let Ok(reading) = read(&memory.file, &name, None) {
@@ -200,6 +213,7 @@ impl Engine {
                     .map_or_else(|| Err("not attached yet".to_owned()), |known| known.attached),
             });
         }
+        self.note_policies();
         self.reconcile();
     }
 
@@ -229,6 +243,48 @@ impl Engine {
             .map(|(interface, found)| uplink_status(interface, found, &results))
             .collect();
         self.decided = true;
+        self.note_states();
+    }
+
+    /// Takes what holds into the history.
+    fn note_policies(&mut self) {
+        let time = seconds(self.clock.realtime_ns());
+        let Self { history, workloads, .. } = self;
+        let is_there = |name: &str| workloads.iter().any(|known| known.name == name);
+        let mut changed = history.retain(is_there, time);
+        for known in workloads {
+            changed |= history.observe(&known.name, Part::Policy, lines(&known.effective), time);
+        }
+        self.history_changed |= changed;
+    }
+
+    /// Takes attachments and conditions into the history.
+    fn note_states(&mut self) {
+        if !self.decided {
+            return;
+        }
+        let time = seconds(self.clock.realtime_ns());
+        for index in 0..self.workloads.len() {
+            let Some(known) = self.workloads.get(index) else { break };
+            let Condition { word, detail, .. } = self.condition(known);
+            let detail = detail.unwrap_or_default();
+            let mut facts =
+                Facts::from([("condition".to_owned(), stated(word.to_owned(), detail))]);
+            if let Ok(attached) = &known.attached {
+                let kind = stated(attached.kind.to_owned(), known.location.clone());
+                facts.insert("attached".to_owned(), kind);
+            }
+            self.history_changed |= self.history.observe(&known.name, Part::State, facts, time);
+        }
+    }
+
+    fn keep_history(&mut self) {
+        if !std::mem::take(&mut self.history_changed) {
+            return;
+        }
+        if let Err(problem) = memory::store(&self.history_path, &self.history) {
+            warn!(path = %self.history_path.display(), error = %problem, "what changed was not kept for the next start");
+        }
     }
 
     fn wanted_uplinks(
@@ -300,23 +356,10 @@ impl Engine {
         if let Err(problem) = self.datapath.tick() {
             error!(error = &problem as &dyn std::error::Error, "cannot tidy the maps");
         }
-        let now = self.clock.monotonic_ns();
-        let limits: Vec<Identity> =
-            self.tables.workloads.values().flat_map(|table| table.cells.keys()).copied().collect();
-        self.rates.retain(|identity, _| limits.contains(identity));
-        for identity in limits {
-            let Some(cell) = self.datapath.cell(identity) else { continue };
-            let counts = cell.counts;
-            let asked = counts.admitted.wrapping_add(counts.refused).wrapping_add(counts.shadowed);
-            let rate =
-                self.rates.entry(identity).or_insert(Rate { asked, at_ns: now, per_second: 0.0 });
-            let elapsed = seconds(now.saturating_sub(rate.at_ns));
-            if elapsed > 0.0 {
-                // A limit whose rate changed starts to count anew.
-                rate.per_second = asked.saturating_sub(rate.asked) as f64 / elapsed;
-            }
-            (rate.asked, rate.at_ns) = (asked, now);
-        }
+        self.observer.look(&self.datapath, &self.tables, self.clock.monotonic_ns());
+        // A pause that has ended was ended by the kernel, which tells nobody.
+        self.note_states();
+        self.keep_history();
     }
 
     /// Clears what time has made meaningless; due once in a while.
@@ -332,6 +375,8 @@ impl Engine {
         let kept = self.refusals.entry(identity).or_default();
         kept.push_front(refusal.clone());
         kept.truncate(REFUSALS);
+        self.latest.push_front(refusal.clone());
+        self.latest.truncate(LATEST);
         // Nobody listens: nothing to tell.
         let _ = self.trace.send(refusal);
     }
@@ -369,7 +414,7 @@ impl Engine {
     }
 
     fn offered(&self, limit: Identity) -> f64 {
-        self.rates.get(&limit).map_or(0.0, |rate| rate.per_second)
+        self.observer.per_second(limit)
     }
 
     /// The stream of refusals.
@@ -391,8 +436,9 @@ impl Engine {
         serde_json::to_value(Shown { tables: &self.tables }).unwrap_or_default()
     }
 
-    /// Pauses enforcement, or ends a pause; the names it concerned. The kernel ends it by itself.
-    pub fn pause(&mut self, pause: &view::Pause) -> Result<Vec<String>, String> {
+    /// Pauses enforcement, or ends a pause, at somebody's word; the names it concerned. The kernel
+    /// ends it by itself.
+    pub fn pause(&mut self, pause: &view::Pause, by: &str) -> Result<Vec<String>, String> {
         /// A pause is for the length of an incident.
         const LONGEST: u64 = 24 * 3600;
         if pause.seconds > LONGEST {
@@ -403,13 +449,27 @@ impl Engine {
             seconds => self.clock.monotonic_ns() + seconds * 1_000_000_000,
         };
         let mut names = Vec::new();
+        let now = self.clock.monotonic_ns();
+        let time = seconds(self.clock.realtime_ns());
         for known in &self.workloads {
             if pause.workload.as_ref().is_some_and(|name| *name != known.name) {
                 continue;
             }
+            let before = self.datapath.shadowed_until(known.identity).saturating_sub(now);
             match self.datapath.shadow_until(known.identity, until) {
                 // Whoever was asked notes who asked.
-                Ok(true) => names.push(known.name.clone()),
+                Ok(true) => {
+                    names.push(known.name.clone());
+                    let entry = view::HistoryEntry {
+                        time,
+                        key: "pause".to_owned(),
+                        from: left(before.div_ceil(1_000_000_000)),
+                        to: left(pause.seconds),
+                        by: by.to_owned(),
+                    };
+                    self.history.push(&known.name, entry);
+                    self.history_changed = true;
+                }
                 Ok(false) => {}
                 Err(problem) => {
                     let (workloads, seconds) = (&names, pause.seconds);
@@ -418,6 +478,7 @@ impl Engine {
                 }
             }
         }
+        self.note_states();
         match (&pause.workload, names.is_empty()) {
             (Some(name), true) => Err(format!("there is no workload `{name}`")),
             _ => Ok(names),
@@ -468,7 +529,79 @@ impl Engine {
         })
     }
 
-    fn workload_status(&self, known: &Known) -> view::WorkloadStatus {
+    /// What changed for a workload.
+    pub fn history(&self, name: &str) -> Option<view::History> {
+        let (entries, forgotten) = self.history.of(name)?;
+        Some(view::History { workload: name.to_owned(), entries, forgotten })
+    }
+
+    /// The last minute.
+    pub fn recent(&self) -> view::Recent {
+        let workloads = self.workloads.iter().map(|known| {
+            let total = self.observer.total(&self.datapath, known.identity);
+            let second = |second: Second| view::RecentSecond {
+                admitted: second.passed,
+                refused: second.refused,
+            };
+            let series = self.observer.series(known.identity, Scope::All);
+            view::RecentWorkload {
+                name: known.name.clone(),
+                admitted: total.passed,
+                refused: total.refused,
+                seconds: series
+                    .into_iter()
+                    .flat_map(|series| series.seconds())
+                    .map(second)
+                    .collect(),
+            }
+        });
+        view::Recent {
+            time: seconds(self.clock.realtime_ns()),
+            workloads: workloads.collect(),
+            refusals: self.latest.iter().cloned().collect(),
+        }
+    }
+
+    /// What was seen of a workload, as a policy.
+    pub fn suggest(&self, name: &str) -> Option<view::Suggestion> {
+        let known = self.workloads.iter().find(|known| known.name == name)?;
+        let peak = |scope| {
+            let series = self.observer.series(known.identity, scope);
+            series.map(Series::peak).unwrap_or_default()
+        };
+        let inbound = || {
+            let lines = known.effective.lines.iter();
+            lines.filter(|line| is_inbound_rate(line.slot.kind))
+        };
+        let holds = |port| {
+            let lines = inbound().filter(|line| line.slot.port == port);
+            let told =
+                lines.map(|line| (LineRef::Limit(line.slot).to_string(), line.limit.to_string()));
+            told.collect()
+        };
+        let ports: BTreeSet<Port> = inbound().filter_map(|line| line.slot.port).collect();
+        let watched = self.observer.series(known.identity, Scope::Inbound);
+        let (sources, _) = self.datapath.maps().live_ways(&self.clock);
+        Some(propose(&Observed {
+            workload: known.name.clone(),
+            unseen: known.attached.as_ref().err().cloned(),
+            watched_seconds: watched.map_or(0.0, |series| seconds(series.watched_ns())),
+            ports: ports
+                .into_iter()
+                .map(|port| ObservedPort {
+                    port: port.number(),
+                    peak: peak(Scope::Port(port)),
+                    holds: holds(Some(port)),
+                })
+                .collect(),
+            inbound: peak(Scope::Inbound),
+            unlimited: peak(Scope::Unlimited),
+            holds: holds(None),
+            live_sources: sources as u64,
+        }))
+    }
+
+    fn condition(&self, known: &Known) -> Condition {
         let now = self.clock.monotonic_ns();
         // Asked of the kernel's record: a pause outlives the agent that was told of it.
         let until = self.datapath.shadowed_until(known.identity);
@@ -489,15 +622,20 @@ impl Engine {
             }
             Ok(_) => ("enforced", None),
         };
+        Condition { word: condition, detail, paused_ns: paused }
+    }
+
+    fn workload_status(&self, known: &Known) -> view::WorkloadStatus {
+        let Condition { word, detail, paused_ns } = self.condition(known);
         let attached = known.attached.as_ref().ok();
         view::WorkloadStatus {
             name: known.name.clone(),
             location: known.location.clone(),
-            condition: condition.to_owned(),
+            condition: word.to_owned(),
             detail,
             attached: attached.map(|attached| attached.kind.to_owned()),
             before: attached.map(|attached| attached.before.clone()).unwrap_or_default(),
-            paused_seconds: paused.map(seconds),
+            paused_seconds: paused_ns.map(seconds),
             limits: self.limits(known),
             decisions: self.decisions(known),
         }
@@ -534,6 +672,9 @@ impl Engine {
                     handshakes: state.load.map(|load| load.handshakes),
                     breaker: state.breaker.map(Into::into),
                     counted_with: other.map(|other| LineRef::Limit(other).to_string()),
+                    rate_per_second: line
+                        .and_then(|line| line.limit.bucket())
+                        .map_or(0.0, |bucket| bucket.rate().per_second()),
                     offered_per_second: self.offered(identity),
                     admitted: state.counts.admitted,
                     refused: state.counts.refused,
@@ -559,6 +700,44 @@ impl Engine {
         }
         decisions
     }
+}
+
+/// What can be said of a workload in one word, and what to know about it.
+struct Condition {
+    word: &'static str,
+    detail: Option<String>,
+    paused_ns: Option<u64>,
+}
+
+fn stated(value: String, origin: String) -> view::Stated {
+    view::Stated { value, origin }
+}
+
+/// What is left of a pause.
+fn left(seconds: u64) -> Option<view::Stated> {
+    let left = Period::from_millis(seconds.saturating_mul(1000))?;
+    Some(stated(left.to_string(), String::new()))
+}
+
+/// What holds, by key.
+fn lines(effective: &Effective) -> Facts {
+    let lines = effective.lines.iter().map(|line| {
+        let origin = stated(line.limit.to_string(), line.origin.to_string());
+        (LineRef::Limit(line.slot).to_string(), origin)
+    });
+    let sourced = |value: String, origin: &Origin| stated(value, origin.to_string());
+    let mut facts: Facts = lines.collect();
+    let Effective { mode, on_limit, on_limit_ports, exempt, .. } = effective;
+    facts.insert("mode".to_owned(), sourced(mode.value.to_string(), &mode.origin));
+    facts.insert("on-limit".to_owned(), sourced(on_limit.value.to_string(), &on_limit.origin));
+    for (port, on_limit) in on_limit_ports {
+        let fact = sourced(on_limit.value.to_string(), &on_limit.origin);
+        facts.insert(format!("on-limit.{port}"), fact);
+    }
+    for peer in exempt {
+        facts.insert(format!("exempt {}", peer.value), sourced("exempt".to_owned(), &peer.origin));
+    }
+    facts
 }
 
 fn uplink_status(

@@ -1,5 +1,6 @@
 //! What must outlive the process, but not the machine's uptime: the last file and values that were
-//! good. A file that is broken when the agent starts then removes no protection.
+//! good. A file that is broken when the agent starts then removes no protection. What changed is kept
+//! the same way.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::policy::LastGood;
 
@@ -22,7 +23,7 @@ pub(super) struct Memory {
 }
 
 /// Reads it; `None` when there is none.
-pub(super) fn load(path: &Path) -> io::Result<Option<Memory>> {
+pub(super) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -31,7 +32,7 @@ pub(super) fn load(path: &Path) -> io::Result<Option<Memory>> {
 }
 
 /// Writes it whole or not at all.
-pub(super) fn store(path: &Path, memory: &Memory) -> io::Result<()> {
+pub(super) fn store(path: &Path, memory: &impl Serialize) -> io::Result<()> {
     let partial = path.with_extension("partial");
     let mut file = fs::File::create(&partial)?;
     file.write_all(&serde_json::to_vec(memory)?)?;

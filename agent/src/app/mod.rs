@@ -1,8 +1,12 @@
 //! `weir agent`: the wiring of files, timers, netlink and sockets to the engine.
 
 mod engine;
+mod history;
 mod memory;
 mod netlink;
+mod observe;
+mod peaks;
+mod proposal;
 pub mod view;
 
 use std::{
@@ -25,7 +29,7 @@ use tracing::{error, info};
 
 pub use self::engine::Engine;
 use crate::{
-    admin::{self, Inspect},
+    admin::{self, Inspect, Peer},
     clock::Clock,
     datapath::{Datapath, Events},
     telemetry::LevelHandle,
@@ -79,8 +83,20 @@ impl Inspect for Shared {
         self.engine().explain(workload)
     }
 
-    fn pause(&self, pause: &view::Pause) -> Result<Vec<String>, String> {
-        self.engine().pause(pause)
+    fn history(&self, workload: &str) -> Option<view::History> {
+        self.engine().history(workload)
+    }
+
+    fn recent(&self) -> view::Recent {
+        self.engine().recent()
+    }
+
+    fn suggest(&self, workload: &str) -> Option<view::Suggestion> {
+        self.engine().suggest(workload)
+    }
+
+    fn pause(&self, pause: &view::Pause, by: Peer) -> Result<Vec<String>, String> {
+        self.engine().pause(pause, &by.to_string())
     }
 
     fn ready(&self) -> bool {

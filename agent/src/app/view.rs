@@ -160,6 +160,8 @@ pub struct LimitStatus {
     pub breaker: Option<BreakerStatus>,
     /// The limit that this one is counted with: what follows is of both together.
     pub counted_with: Option<String>,
+    /// Tokens that come back per second; 0 where that is not known.
+    pub rate_per_second: f64,
     /// New connections per second that asked, over the last second.
     pub offered_per_second: f64,
     /// Connections admitted.
@@ -226,6 +228,124 @@ pub struct Refusal {
     pub source: String,
     /// Address and port that it went to.
     pub destination: String,
+}
+
+/// `GET /recent`: the last minute, for whoever has just begun to look.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Recent {
+    /// When this was read, seconds since 1970.
+    pub time: f64,
+    /// The workloads, in the file's order.
+    pub workloads: Vec<RecentWorkload>,
+    /// The last sampled refusals of all of them, newest first.
+    pub refusals: Vec<Refusal>,
+}
+
+/// One workload of [`Recent`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RecentWorkload {
+    /// Its name.
+    pub name: String,
+    /// New connections that went on so far, in both directions; repeated SYNs do not count where
+    /// a limit remembers the first.
+    pub admitted: u64,
+    /// New connections that were refused so far, in both directions.
+    pub refused: u64,
+    /// The seconds of the last minute, newest last; fewer when the agent has just begun to count.
+    pub seconds: Vec<RecentSecond>,
+}
+
+/// One second of [`RecentWorkload`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RecentSecond {
+    /// New connections that went on.
+    pub admitted: u32,
+    /// New connections that were refused.
+    pub refused: u32,
+}
+
+/// `GET /history/NAME`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct History {
+    /// The workload.
+    pub workload: String,
+    /// What changed, newest last.
+    pub entries: Vec<HistoryEntry>,
+    /// How many older changes were forgotten.
+    pub forgotten: u64,
+}
+
+/// One change of [`History`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HistoryEntry {
+    /// Seconds since 1970.
+    pub time: f64,
+    /// What changed: a line of the policy, `mode`, `on-limit`, `exempt`, `attached`, `condition`
+    /// or `pause`.
+    pub key: String,
+    /// How it was; absent when it was not.
+    pub from: Option<Stated>,
+    /// How it is; absent when it is no more.
+    pub to: Option<Stated>,
+    /// Who asked for it over the admin socket; empty for what files and interfaces changed.
+    pub by: String,
+}
+
+/// A value and whose word or what fact it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stated {
+    /// `100/s burst=200`, `tcx`, `enforced`.
+    pub value: String,
+    /// Layer, file, line and column; for attachment and condition: where, or why.
+    pub origin: String,
+}
+
+/// `GET /suggest/NAME`: what was seen, as a policy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Suggestion {
+    /// The workload.
+    pub workload: String,
+    /// Seconds that the agent has watched; the last hour at most.
+    pub watched_seconds: f64,
+    /// Lines for its policy.
+    pub lines: Vec<SuggestedLine>,
+    /// What the counters do not tell.
+    pub unknown: Vec<String>,
+}
+
+/// One line of [`Suggestion`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SuggestedLine {
+    /// The key: `connections.8080`.
+    pub key: String,
+    /// The value: `120/s burst=240`.
+    pub value: String,
+    /// Why.
+    pub reason: String,
+    /// What it was made from.
+    pub seen: Option<Seen>,
+}
+
+/// The new connections that a [`SuggestedLine`] is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Seen {
+    /// Asked in the busiest second.
+    pub peak_second: u64,
+    /// Asked in the busiest sixty seconds.
+    pub peak_minute: u64,
+    /// Asked in all of the time watched.
+    pub asked: u64,
+    /// Of these, refused.
+    pub refused: u64,
 }
 
 /// `POST /pause`.
