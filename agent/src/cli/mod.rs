@@ -9,12 +9,14 @@ mod client;
 mod demo;
 mod error;
 mod explain;
+mod history;
 mod log;
 mod look;
 mod pause;
 mod refusals;
 mod resume;
 mod status;
+mod suggest;
 mod table;
 mod time;
 mod trace;
@@ -57,7 +59,9 @@ enum Command {
     Check(check::Check),
     Status(status::Status),
     Explain(explain::Explain),
+    History(history::History),
     Trace(trace::Trace),
+    Suggest(suggest::Suggest),
     Pause(pause::Pause),
     Resume(resume::Resume),
     Log(log::Log),
@@ -71,7 +75,9 @@ impl Command {
             Self::Check(command) => command.run(out),
             Self::Status(command) => command.run(out),
             Self::Explain(command) => command.run(out),
+            Self::History(command) => command.run(out),
             Self::Trace(command) => command.run(out),
+            Self::Suggest(command) => command.run(out),
             Self::Pause(command) => command.run(out),
             Self::Resume(command) => command.run(out),
             Self::Log(command) => command.run(out),

@@ -59,6 +59,10 @@ fn for_programs_the_answers_are_those_of_the_socket() {
     assert_eq!(json(&["status"]), serde_json::to_value(crate::admin::testing::status()).unwrap());
     let explanation = serde_json::to_value(crate::admin::testing::explanation()).unwrap();
     assert_eq!(json(&["explain", "web"]), explanation);
+    let history = serde_json::to_value(crate::admin::testing::history()).unwrap();
+    assert_eq!(json(&["history", "web"]), history);
+    let suggestion = serde_json::to_value(crate::admin::testing::suggestion()).unwrap();
+    assert_eq!(json(&["suggest", "web"]), suggestion);
     assert_eq!(json(&["pause", "web", "--for", "15m"]), json!({"workloads": ["web"]}));
     assert_eq!(json(&["resume", "web"]), json!({"workloads": ["web"]}));
     assert_eq!(json(&["log"]), json!({"level": "info"}));
@@ -94,6 +98,8 @@ fn a_pause_names_whom_it_is_for() {
         &["check"],
         &["demo", "--seconds", "0"],
         &["trace", "--count", "0"],
+        &["history"],
+        &["suggest"],
     ] {
         let error = Cli::try_parse_from(["weir"].iter().chain(words)).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{words:?}");
@@ -106,6 +112,19 @@ fn the_level_of_the_log_is_shown_and_changed() {
     assert_eq!(run(&served, &["log"]).1, "the agent logs info\n");
     let (_, text) = run(&served, &["log", "warn,weir::app=trace"]);
     assert_eq!(text, "the agent logs weir::app=trace,warn\n");
+}
+
+#[test]
+fn history_and_suggestions_are_of_one_workload() {
+    let served = Served::new();
+    let (exit, text) = run(&served, &["history", "web"]);
+    assert!(exit == Exit::Ok && text.contains("uid 0, pid 4242"), "{text}");
+    let (exit, text) = run(&served, &["suggest", "web"]);
+    assert!(exit == Exit::Ok && text.contains("connections.80: 120/s burst=240"), "{text}");
+    for command in ["history", "suggest"] {
+        let (code, text) = fail(&served.socket(), &[command, "wbe"]);
+        assert!(is_code(code, 1) && text.starts_with("there is no workload `wbe`"), "{text}");
+    }
 }
 
 #[test]
