@@ -19,6 +19,7 @@ mod status;
 mod suggest;
 mod table;
 mod time;
+mod top;
 mod trace;
 
 use std::{
@@ -58,6 +59,7 @@ enum Command {
     Agent(Box<agent::Agent>),
     Check(check::Check),
     Status(status::Status),
+    Top(top::Top),
     Explain(explain::Explain),
     History(history::History),
     Trace(trace::Trace),
@@ -74,6 +76,7 @@ impl Command {
             Self::Agent(command) => command.run(out),
             Self::Check(command) => command.run(out),
             Self::Status(command) => command.run(out),
+            Self::Top(command) => command.run(out),
             Self::Explain(command) => command.run(out),
             Self::History(command) => command.run(out),
             Self::Trace(command) => command.run(out),

@@ -58,6 +58,11 @@ impl Table {
         self.rows.push(cells.into());
     }
 
+    /// Adds a row whose cells are as many as the columns, which are known to the caller alone.
+    pub(super) fn push(&mut self, cells: Vec<Cell>) {
+        self.rows.push(cells);
+    }
+
     /// Whether it has no rows.
     pub(super) const fn is_empty(&self) -> bool {
         self.rows.is_empty()

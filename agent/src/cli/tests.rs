@@ -63,6 +63,10 @@ fn for_programs_the_answers_are_those_of_the_socket() {
     assert_eq!(json(&["history", "web"]), history);
     let suggestion = serde_json::to_value(crate::admin::testing::suggestion()).unwrap();
     assert_eq!(json(&["suggest", "web"]), suggestion);
+    let screen = json(&["top", "--once"]);
+    assert_eq!(screen["workloads"][0]["name"], "web");
+    assert_eq!(screen["workloads"][0]["seconds"].as_array().unwrap().len(), 60);
+    assert_eq!(screen["refusals"][0]["source"], "10.0.0.9:51234");
     assert_eq!(json(&["pause", "web", "--for", "15m"]), json!({"workloads": ["web"]}));
     assert_eq!(json(&["resume", "web"]), json!({"workloads": ["web"]}));
     assert_eq!(json(&["log"]), json!({"level": "info"}));
@@ -100,6 +104,7 @@ fn a_pause_names_whom_it_is_for() {
         &["trace", "--count", "0"],
         &["history"],
         &["suggest"],
+        &["top", "--interval", "1"],
     ] {
         let error = Cli::try_parse_from(["weir"].iter().chain(words)).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{words:?}");
@@ -112,6 +117,33 @@ fn the_level_of_the_log_is_shown_and_changed() {
     assert_eq!(run(&served, &["log"]).1, "the agent logs info\n");
     let (_, text) = run(&served, &["log", "warn,weir::app=trace"]);
     assert_eq!(text, "the agent logs weir::app=trace,warn\n");
+}
+
+#[test]
+fn top_prints_one_table_where_there_is_no_terminal() {
+    let served = Served::new();
+    let (exit, text) = run(&served, &["top", "--once", "--interval", "500ms"]);
+    assert_eq!(exit, Exit::Ok);
+    let web = text.lines().nth(1).unwrap();
+    let words: Vec<_> = web.split_whitespace().collect();
+    assert_eq!(words, ["web", "enforced", "tcx", "40.0/s", "20.0/s"], "{text}");
+    assert_eq!(text.lines().count(), 4);
+}
+
+#[test]
+fn top_as_a_stream_ends_with_the_agent() {
+    let served = Served::new();
+    let socket = served.socket();
+    let words = ["top", "-o", "json", "--interval", "100ms"];
+    let reader = thread::spawn(move || run_on(&socket, &words));
+    thread::sleep(std::time::Duration::from_millis(350));
+    drop(served);
+    let (exit, text) = reader.join().unwrap();
+    let error = exit.unwrap_err();
+    assert!(is_code(error.exit_code().into(), 3), "{error}");
+    for line in text.lines() {
+        assert_eq!(serde_json::from_str::<Value>(line).unwrap()["workloads"][0]["name"], "web");
+    }
 }
 
 #[test]
