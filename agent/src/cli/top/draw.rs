@@ -89,14 +89,7 @@ const LIMITS: &[Column<LimitRow>] = &[
         cell: |row, _| (rate(row.offered_per_second), Mood::Plain),
     },
     Column { title: "USE", side: Side::Right, is_extra: false, cell: used },
-    Column {
-        title: "TOKENS",
-        side: Side::Right,
-        is_extra: true,
-        cell: |row, _| {
-            (row.tokens.map_or_else(|| "-".to_owned(), |left| left.to_string()), Mood::Plain)
-        },
-    },
+    Column { title: "NOW", side: Side::Right, is_extra: false, cell: |row, _| state(row) },
     Column {
         title: "REFUSED",
         side: Side::Right,
@@ -215,6 +208,23 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View, look: &Look) {
     if view.help {
         draw_help(frame);
     }
+}
+
+/// What a limit stands at.
+fn state(row: &LimitRow) -> (String, Mood) {
+    if let Some(breaker) = &row.breaker {
+        return match breaker.state.as_str() {
+            "open" => (format!("open {}", duration(breaker.open_seconds)), Mood::Bad),
+            "half-open" => (breaker.state.clone(), Mood::Notable),
+            state => (clean(state), Mood::Good),
+        };
+    }
+    let text = match (row.tokens, row.connections) {
+        (Some(tokens), _) => format!("{tokens} left"),
+        (None, Some(connections)) => format!("{connections} open"),
+        (None, None) => "-".to_owned(),
+    };
+    (text, Mood::Plain)
 }
 
 fn headline(view: &View, look: &Look) -> Line<'static> {

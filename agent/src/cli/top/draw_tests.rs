@@ -46,19 +46,19 @@ web       enforced          tcx         40.0/s   20.5/s  ▂▃▃▄▄▅▅�
 mysql     not-enforced      -              0/s      0/s
 batch     paused, 14m left  clsact       7.0/s      0/s            ██████████            ▁▁▁▁▁▁▁▁▁▁
 
-LIMIT                                      VALUE            OFFERED    USE  TOKENS  REFUSED
-web connections.80                         100/s burst=200    812/s   812%       7   15.0/s
-web connections.80 (shadow)                80/s shadow        812/s  >999%       7      0/s
-web outbound-connections to=10.0.0.0/8     50/s               812/s   812%       7      0/s
-web outbound-connections to=192.0.2.10/32  50/s               812/s   812%       7      0/s
-web connections-per-source                 20/s               812/s      -       -      0/s
+LIMIT                                      VALUE            OFFERED    USE       NOW  REFUSED
+web connections.80                         100/s burst=200    812/s   812%    7 left   15.0/s
+web connections.80 (shadow)                80/s shadow        812/s  >999%    7 left      0/s
+web outbound-connections to=10.0.0.0/8     50/s               812/s   812%    7 left      0/s
+web outbound-connections to=192.0.2.10/32  50/s               812/s   812%    7 left      0/s
+web connections-per-source                 20/s               812/s      -         -      0/s
+web max-connections.80                     500                812/s      -   40 open      0/s
+web max-handshakes.80                      100                812/s      -   40 open      0/s
+web breaker.80                             errors=5           812/s      -  open 12s      0/s
 
 REFUSED AT  WORKLOAD  CONNECTION             LIMIT           REASON
 11:59:57    web       10.0.0.9:51234 -> :80  connections.80  connection_rate
 11:59:57    web       10.0.0.7:40000 -> :80  connections.80  connection_rate
-
-
-
 
 
 

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::app::view::{
-    LimitStatus, Recent, RecentSecond, RecentWorkload, Refusal, Status, WorkloadStatus,
+    BreakerStatus, LimitStatus, Recent, RecentSecond, RecentWorkload, Refusal, Status,
+    WorkloadStatus,
 };
 
 /// Two looks nearer than this say nothing about a rate.
@@ -57,7 +58,12 @@ pub(super) struct LimitRow {
     pub(super) workload: String,
     pub(super) limit: String,
     pub(super) value: String,
+    /// Tokens that are left, of rates.
     pub(super) tokens: Option<u64>,
+    /// Connections that are open, of limits on them.
+    pub(super) connections: Option<u64>,
+    /// Where a breaker is.
+    pub(super) breaker: Option<BreakerStatus>,
     pub(super) offered_per_second: f64,
     /// What was offered, of what the rate allows; absent where every source has a rate of its own.
     pub(super) used: Option<f64>,
@@ -218,6 +224,8 @@ fn limit_rows<'a>(
             limit: limit.limit.clone(),
             value: limit.value.clone(),
             tokens: limit.tokens,
+            connections: limit.connections,
+            breaker: limit.breaker.clone(),
             offered_per_second: limit.offered_per_second,
             used: is_shared.then(|| limit.offered_per_second / limit.rate_per_second),
             refused_per_second: rate(|limit| limit.refused),

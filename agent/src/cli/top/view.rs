@@ -175,11 +175,11 @@ pub(super) mod tests {
     fn details_are_of_the_selected_workload() {
         let mut view = View::new(snapshot(), 0.0);
         let _ = press(&mut view, "\n");
-        assert_eq!((view.detailed(), view.limits().len()), (Some("web"), 5));
+        assert_eq!((view.detailed(), view.limits().len()), (Some("web"), 8));
         let _ = press(&mut view, "j");
         assert_eq!((view.detailed(), view.limits().len()), (Some("mysql"), 0));
         let _ = press(&mut view, "\x1b");
-        assert_eq!((view.detailed(), view.limits().len()), (None, 5));
+        assert_eq!((view.detailed(), view.limits().len()), (None, 8));
         let _ = press(&mut view, "\x1b\x1b");
         assert_eq!(view.selected_row(), None);
         let mut empty = View::new(Snapshot::default(), 0.0);
