@@ -12,8 +12,10 @@
 //! it, a RST must stand where its receiver acknowledged last. A RST that was believed and whose
 //! receiver then goes on was wrong, and the connection counts again.
 //!
-//! What was never answered expires by the clock; its counts do so by themselves
-//! ([`load`](crate::load)), so whoever needs the way takes it and owes nobody anything.
+//! What was never established expires by the clock; its counts do so by themselves
+//! ([`load`](crate::load)), so whoever needs the way takes it and owes nobody anything. For the same
+//! reason a new connection that finds both lines full takes the place of the oldest handshake there: a
+//! flood of forged SYNs can displace handshakes, never an established connection.
 
 use crate::{
     layout::Slot,
@@ -286,6 +288,29 @@ pub fn room<L: Line>(line: &L, now_ns: u64) -> usize {
 #[inline(always)]
 pub const fn same_owner(one: u64, other: u64) -> bool {
     one >> GENERATION_AT == other >> GENERATION_AT
+}
+
+/// The way of the handshake that was answered or begun longest ago; `LINE` when all are established.
+#[inline(always)]
+pub fn oldest_handshake<L: Line>(line: &L, now_ns: u64) -> usize {
+    let (mut found, mut least) = (LINE, u64::MAX);
+    for index in 0..LINE {
+        let word = line.word(index).load();
+        let ahead = match phase(word) {
+            Phase::Established => u64::MAX,
+            _ => word.wrapping_sub(now_ns / TICK_NS) & UNTIL_MASK,
+        };
+        if ahead < least {
+            (found, least) = (index, ahead);
+        }
+    }
+    found
+}
+
+/// Whether a way's owner may be displaced.
+#[inline(always)]
+pub const fn is_displaceable(word: u64) -> bool {
+    !matches!(phase(word), Phase::Established)
 }
 
 /// The word of a connection that was just admitted, for a way that held `word`.

@@ -125,23 +125,51 @@ impl Key {
             && slot.local == self.local
             && slot.remote == self.remote
     }
+}
 
-    /// The two lines that may hold it, and its tag there.
+/// The two lines that may hold a connection, and its tag there.
+#[derive(Clone, Copy)]
+struct Places(u64);
+
+const LINE_BITS: u32 = TRACK_LINES.ilog2();
+const TAG_AT: u32 = 2 * LINE_BITS;
+const _: () = assert!(TAG_AT + 28 < 64 && TRACK_LINES.is_power_of_two());
+
+impl Places {
     #[inline(always)]
-    fn places(&self, owner: Owner) -> Option<([u32; 2], u64)> {
-        let secret = maps::secret()?;
-        let tail = u64::from(self.ports) << 32 | u64::from(owner >> 1);
-        let (local, remote) = (self.local, self.remote);
-        let (hash, second) = if local.is_v4() {
-            let pair = local.low << 32 | remote.low & 0xffff_ffff;
-            (nh::hash(secret, [pair, tail]), nh::second_hash(secret, [pair, tail]))
-        } else {
-            let words = [local.high, local.low, remote.high, remote.low, tail];
-            (nh::hash(secret, words), nh::second_hash(secret, words))
-        };
-        let lines = [hash as u32 & (TRACK_LINES - 1), (hash >> 32) as u32 & (TRACK_LINES - 1)];
-        Some((lines, track::tag(second)))
+    fn of(segment: *const Segment, owner: Owner) -> Self {
+        Self(weir_places(segment, owner))
     }
+
+    #[inline(always)]
+    fn line(self, which: usize) -> u32 {
+        (self.0 >> (LINE_BITS * (which as u32 & 1))) as u32 & (TRACK_LINES - 1)
+    }
+
+    #[inline(always)]
+    fn tag(self) -> u64 {
+        self.0 >> TAG_AT
+    }
+}
+
+/// See [`Places`]: both lines, and the tag above them. A function of its own for its stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_places(segment: *const Segment, owner: u32) -> u64 {
+    // SAFETY: the verifier proves that it is null or a whole `Segment`.
+    let Some(segment) = (unsafe { segment.as_ref() }) else { return 0 };
+    let Some(secret) = maps::secret() else { return 0 };
+    let Key { local, remote, ports } = key(segment, owner);
+    let tail = u64::from(ports) << 32 | u64::from(owner >> 1);
+    let (hash, second) = if local.is_v4() {
+        let pair = local.low << 32 | remote.low & 0xffff_ffff;
+        (nh::hash(secret, [pair, tail]), nh::second_hash(secret, [pair, tail]))
+    } else {
+        let words = [local.high, local.low, remote.high, remote.low, tail];
+        (nh::hash(secret, words), nh::second_hash(secret, words))
+    };
+    let mask = u64::from(TRACK_LINES - 1);
+    hash & mask | (hash >> 32 & mask) << LINE_BITS | track::tag(second) << TAG_AT
 }
 
 #[inline(always)]
@@ -155,13 +183,14 @@ fn from(owner: Owner) -> End {
 pub extern "C" fn weir_find(segment: *const Segment, owner: u32, now_ns: u64) -> u64 {
     // SAFETY: the verifier proves that it is null or a whole `Segment`.
     let Some(segment) = (unsafe { segment.as_ref() }) else { return 0 };
+    let places = Places::of(segment, owner);
     let key = key(segment, owner);
-    let Some((lines, tag)) = key.places(owner) else { return 0 };
-    for line in lines {
+    for which in 0..2 {
+        let line = places.line(which);
         let mut way = 0;
         // Two connections of a line with one tag are rare, three are not looked for.
         for _ in 0..2 {
-            way = weir_way(line, way as u32, tag, now_ns);
+            way = weir_way(line, way as u32, places.tag(), now_ns);
             if way >= LINE as u64 {
                 break;
             }
@@ -278,12 +307,14 @@ const LOST: u64 = 0xff;
 pub extern "C" fn weir_claim(syn: *const Segment, owner: u32, now_ns: u64) -> u64 {
     // SAFETY: the verifier proves that it is null or a whole `Segment`.
     let Some(syn) = (unsafe { syn.as_ref() }) else { return 0 };
+    let places = Places::of(syn, owner);
     let key = key(syn, owner);
-    let Some((lines, tag)) = key.places(owner) else { return 0 };
-    // Twice each: another CPU may take the way that was found.
-    for attempt in 0..4 {
-        let line = lines[attempt / 2];
-        let way = weir_take_way(line, tag, from(owner) as u32, now_ns);
+    // A free way of either line, else the place of a handshake; twice, because another CPU may take the
+    // way that was found.
+    for attempt in 0..8 {
+        let line = places.line(attempt);
+        let displace = attempt as u32 >> 2;
+        let way = weir_take_way(line, places.tag(), from(owner) as u32 | displace << 1, now_ns);
         if way >= LINE as u64 {
             continue;
         }
@@ -304,20 +335,24 @@ pub extern "C" fn weir_claim(syn: *const Segment, owner: u32, now_ns: u64) -> u6
     0
 }
 
-/// Takes a free way of a line; its number, 8 for none, and also when another was faster.
+/// Takes a way of a line for a connection that the end in bit 0 of `how` opened: a free one, or with
+/// bit 1 a handshake's. Its number; 8 for none, and also when another was faster.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weir_take_way(line: u32, tag: u64, opener: u32, now_ns: u64) -> u64 {
+pub extern "C" fn weir_take_way(line: u32, tag: u64, how: u32, now_ns: u64) -> u64 {
     let Some(line) = maps::track_line(line) else { return LINE as u64 };
-    let opener = if opener == End::Local as u32 { End::Local } else { End::Remote };
-    let way = track::room(&line, now_ns);
+    let opener = if how & 1 == End::Local as u32 { End::Local } else { End::Remote };
+    let displaces = how >> 1 != 0;
+    let way =
+        if displaces { track::oldest_handshake(&line, now_ns) } else { track::room(&line, now_ns) };
     if way >= LINE {
         return LINE as u64;
     }
     let cell = line.word(way);
     let word = cell.load();
+    let may = track::is_absent(word, now_ns) || displaces && track::is_displaceable(word);
     let next = track::opening(word, tag, opener, now_ns);
-    if track::is_absent(word, now_ns) && cell.compare_exchange(word, next).is_ok() {
+    if may && cell.compare_exchange(word, next).is_ok() {
         return way as u64;
     }
     LINE as u64

@@ -457,6 +457,11 @@ impl Programs {
             .collect()
     }
 
+    /// Whether the node seems to have workloads whose connections are tracked.
+    pub fn set_tracked(&mut self, tracked: bool) {
+        self.configure(|config| config.tracked = tracked.into());
+    }
+
     /// When the agent seems to have lived last.
     pub fn set_heartbeat(&mut self, heartbeat_ns: u64) {
         self.configure(|config| config.heartbeat_ns = heartbeat_ns);

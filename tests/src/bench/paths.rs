@@ -21,7 +21,10 @@ use aya::{
     maps::{MapData, MapInfo},
     programs::ProgramInfo,
 };
-use weir_common::layout::{CellLine, PENDING_LINES};
+use weir_common::{
+    layout::{CellLine, PENDING_LINES},
+    load,
+};
 use weir_tests::{
     packet::{Packet, flag},
     testrun::{Globals, LOOPBACK, Policy, Programs, RuleExt as _, Runner, SECOND, Which},
@@ -43,6 +46,8 @@ const VERIFIER_BUDGET: f64 = 100_000.0;
 /// What a path may cost, over an empty program.
 const ADMIT_NS: f64 = 120.0;
 const OTHER_NS: f64 = 40.0;
+/// The most that a packet of a tracked connection should cost.
+const TRACKED_NS: f64 = 120.0;
 /// `bpf_ktime_get_ns`.
 const READ_CLOCK: i32 = 5;
 /// The time between events of a limit that the agent sets.
@@ -66,6 +71,7 @@ enum Slot {
     Drops,
     Resets,
     DropsPerSource,
+    Tracks,
 }
 
 struct Path {
@@ -95,7 +101,7 @@ const OUTBOUND: &str = "tc out: TCP, not a SYN";
 
 /// Measures every path.
 pub(crate) fn run(report: &mut Report, rounds: usize) -> Result<Added> {
-    let mut programs = load()?;
+    let mut programs = load_programs()?;
     for which in Which::ALL {
         let info = info(&programs, which)?;
         if let Some(count) = info.verified_instruction_count() {
@@ -113,14 +119,16 @@ pub(crate) fn run(report: &mut Report, rounds: usize) -> Result<Added> {
         "paths are nanoseconds over an empty program of the same type, both behind the same source \
          of frames",
     );
-    measure(report, &mut programs, paths(), rounds)
+    let paths = paths(&mut programs);
+    measure(report, &mut programs, paths, rounds)
 }
 
 /// Measures only what overheads are derived from.
 pub(crate) fn added(rounds: usize) -> Result<Added> {
     let needed = |path: &Path| [ADMITTED, INBOUND, OUTBOUND].contains(&path.name);
-    let paths = paths().into_iter().filter(needed).collect();
-    measure(&mut Report::default(), &mut load()?, paths, rounds)
+    let mut programs = load_programs()?;
+    let paths = paths(&mut programs).into_iter().filter(needed).collect();
+    measure(&mut Report::default(), &mut programs, paths, rounds)
 }
 
 fn measure(
@@ -131,7 +139,7 @@ fn measure(
 ) -> Result<Added> {
     spend_sources(programs)?;
     // Another copy, in which no workload is anywhere.
-    let strangers = load()?;
+    let strangers = load_programs()?;
     let mut pending = pending(programs)?;
     let mut contests = Vec::with_capacity(paths.len());
     for path in &paths {
@@ -144,6 +152,7 @@ fn measure(
         let path = &paths[number];
         if let Some(slot) = path.slot {
             programs.at_interface(LOOPBACK, slot as u32);
+            programs.set_tracked(matches!(slot, Slot::Tracks));
             programs.at_address(SERVER_V4, slot as u32);
             programs.at_address(SERVER_V6, slot as u32);
         }
@@ -215,7 +224,7 @@ impl Contest {
     }
 }
 
-fn load() -> Result<Programs> {
+fn load_programs() -> Result<Programs> {
     let object = env::var_os("WEIR_EBPF_OBJECT").map_or_else(
         || {
             let built = "../target/ebpf/bpfel-unknown-none/release/weir-ebpf";
@@ -264,6 +273,32 @@ fn serve(programs: &mut Programs) {
     give(programs, Slot::Resets, both(vec![rule]));
     let rules = vec![programs.connections_per_source(1, (32, 64)).dropping(), far(programs)];
     give(programs, Slot::DropsPerSource, both(rules));
+    let rule = programs.at_once(1_000_000, load::MAX_HANDSHAKES);
+    give(programs, Slot::Tracks, both(vec![rule]));
+}
+
+/// A segment of a connection that is established at the workload that tracks.
+fn established(programs: &mut Programs, syn: &Packet) -> Vec<u8> {
+    const ANSWER: u32 = 0x9000_0000;
+    programs.at_interface(LOOPBACK, Slot::Tracks as u32);
+    let answer = syn.clone().with(|packet| {
+        std::mem::swap(&mut packet.source, &mut packet.destination);
+        std::mem::swap(&mut packet.source_port, &mut packet.port);
+        packet.flags = flag::SYN | flag::ACK;
+        packet.acknowledgment = packet.sequence.wrapping_add(1);
+        packet.sequence = ANSWER;
+    });
+    let data = syn.clone().with(|packet| {
+        packet.flags = flag::ACK;
+        packet.sequence = packet.sequence.wrapping_add(1);
+        packet.acknowledgment = ANSWER.wrapping_add(1);
+        packet.payload = vec![0; 100];
+    });
+    for (which, packet) in [(Which::HostIn, syn), (Which::HostOut, &answer), (Which::HostIn, &data)]
+    {
+        let _ = programs.run(which, &packet.bytes());
+    }
+    data.bytes()
 }
 
 /// Lets every source spend its only token.
@@ -281,10 +316,11 @@ fn many_sources() -> Frames {
     Frames::syns(&packet, Vary::Sources(SOURCES))
 }
 
-fn paths() -> Vec<Path> {
+fn paths(programs: &mut Programs) -> Vec<Path> {
     use Which::{HostIn, HostOut, Uplink};
 
     let v4 = Packet::syn(CLIENT_V4, SERVER_V4);
+    let tracked = Frames::of(established(programs, &v4));
     let v6 = Packet::syn(CLIENT_V6, SERVER_V6);
     let syn = Frames::syns(&v4, Vary::Connection);
     let syn_v6 = Frames::syns(&v6, Vary::Connection);
@@ -338,6 +374,8 @@ fn paths() -> Vec<Path> {
         within(OTHER_NS, pass(INBOUND, HostIn, &segment, Slot::Admits)),
         within(OTHER_NS, pass("tc in: TCP, not a SYN, IPv6", HostIn, &segment_v6, Slot::Admits)),
         within(OTHER_NS, pass(OUTBOUND, HostOut, &segment, Slot::Admits)),
+        within(TRACKED_NS, pass("tc in: TCP, not a SYN, tracked", HostIn, &tracked, Slot::Tracks)),
+        pass("tc in: TCP, not a SYN, of nobody tracked", HostIn, &segment, Slot::Tracks),
         pass("tc in: UDP", HostIn, &datagram, Slot::Admits),
         xdp("xdp: SYN left to tc", &syn, Some(Slot::Admits), XDP_PASS),
         xdp("xdp: SYN refused, drop", &syn, Some(Slot::Drops), XDP_DROP),
