@@ -494,8 +494,12 @@ impl State {
         if timed_out > 0 || matches!(verdict, Verdict::FailedAfterSuccess) {
             return Some(reopened);
         }
+        if matches!(verdict, Verdict::SucceededAgain) {
+            return None;
+        }
         let Some(probes) = probes.without(period) else { return None };
         match verdict {
+            Verdict::SucceededAgain => None,
             Verdict::Failed | Verdict::FailedAfterSuccess => Some(reopened),
             Verdict::Abandoned => Some((Self { probes, ..self }, Edge::None)),
             Verdict::Succeeded if self.succeeded + 1 >= params.permits() => {
@@ -553,6 +557,8 @@ pub enum Verdict {
     FailedAfterSuccess = 3,
     /// It is taken back, which says nothing; a probe's permit returns.
     Abandoned = 4,
+    /// It was answered, told so, and works: a response says so.
+    SucceededAgain = 5,
 }
 
 /// A breaker's words and parameters, as steps of one compare-and-swap each.
@@ -678,7 +684,7 @@ pub fn tell<S: Steps>(steps: &S, epoch: u8, verdict: Verdict, opened_ns: u64, no
     if failures > 0 && matches!(fail(steps, epoch, failures, now_ns), Failed::Tripped) {
         return Edge::Tripped;
     }
-    if counts && matches!(verdict, Verdict::Succeeded) {
+    if counts && matches!(verdict, Verdict::Succeeded | Verdict::SucceededAgain) {
         for _ in 0..TRIES {
             if !matches!(steps.try_count(epoch, 1, 0, now_ns), Counted::Again) {
                 break;
@@ -816,7 +822,7 @@ impl<L: Line> Steps for Direct<'_, L> {
             Phase::Closed => {
                 let (now, timed_out) = Attempts::read(attempts, epoch).at(clock);
                 let left = match verdict {
-                    Verdict::FailedAfterSuccess => Some(now),
+                    Verdict::FailedAfterSuccess | Verdict::SucceededAgain => Some(now),
                     _ => now.without(period),
                 };
                 let counts = left.is_some();
@@ -955,6 +961,12 @@ pub fn abandoned<L: Line>(
 #[inline(always)]
 pub fn failed_after_success<L: Line>(line: &L, params: &Params, epoch: u8, now_ns: u64) -> Edge {
     judge(line, params, epoch, Verdict::FailedAfterSuccess, now_ns, now_ns)
+}
+
+/// A connection that was admitted in `epoch` and [succeeded] works: ends a row of failures.
+#[inline(always)]
+pub fn succeeded_again<L: Line>(line: &L, params: &Params, epoch: u8, now_ns: u64) -> Edge {
+    judge(line, params, epoch, Verdict::SucceededAgain, now_ns, now_ns)
 }
 
 #[inline(always)]

@@ -285,7 +285,7 @@ pub struct Rule {
     pub cell: u32,
     /// [`RuleKind`].
     pub kind: u8,
-    /// [`RULE_SHADOW`] and [`RULE_DROP`].
+    /// [`RULE_SHADOW`], [`RULE_DROP`] and [`RULE_HTTP1`].
     pub flags: u8,
     /// Prefix length that groups IPv4 sources.
     pub group_v4: u8,
@@ -297,6 +297,9 @@ pub struct Rule {
 pub const RULE_SHADOW: u8 = 1;
 /// The rule refuses by dropping rather than by RST.
 pub const RULE_DROP: u8 = 2;
+
+/// A breaker's rule reads HTTP/1 responses.
+pub const RULE_HTTP1: u8 = 4;
 
 /// What a rule does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -355,8 +358,10 @@ pub struct Slot {
     pub breakers: [u16; MAX_BREAKERS],
     /// The breakers' epochs when it was admitted.
     pub breaker_epochs: [u8; MAX_BREAKERS],
+    /// 1 if HTTP/1 responses are read, 2 while one is due.
+    pub http1: u8,
     /// Reserved.
-    pub _reserved: [u8; 6],
+    pub _reserved: [u8; 5],
     /// When it was admitted, CLOCK_MONOTONIC ns.
     pub opened_ns: u64,
     /// Loads per source that it counts in: tag << 32 | line × 8 + way; 0 for none.

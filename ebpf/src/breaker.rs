@@ -82,6 +82,13 @@ pub fn learn(
     weir_tell(cell, u32::from(epoch) << 8 | verdict as u32, owner, place, now_ns);
 }
 
+/// Tells a breaker of a response on the connection at `place`.
+#[inline(always)]
+pub fn learn_response(cell: u32, epoch: u8, failed: bool, owner: Owner, place: u32, now_ns: u64) {
+    let verdict = if failed { Verdict::FailedAfterSuccess } else { Verdict::SucceededAgain };
+    weir_tell(cell, u32::from(epoch) << 8 | verdict as u32, owner, place, now_ns);
+}
+
 /// Milliseconds within which a breaker awaits an answer.
 #[inline(always)]
 pub fn timeout_ms(cell: u32) -> u64 {
@@ -123,6 +130,7 @@ fn verdict_of(code: u32) -> Verdict {
         1 => Verdict::Succeeded,
         2 => Verdict::Failed,
         3 => Verdict::FailedAfterSuccess,
+        5 => Verdict::SucceededAgain,
         _ => Verdict::Abandoned,
     }
 }

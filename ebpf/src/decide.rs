@@ -47,6 +47,9 @@ fn follow(tc: &Tc, hook: Hook, segment: &Segment) -> i32 {
         let (owner, now_ns) = (track::owner(slot, hook.direction()), now());
         if let Some(place) = track::find(segment, owner, now_ns) {
             place.follow(segment, owner, now_ns);
+            if place.may_respond(segment, owner) {
+                place.respond(tc.http1_status(segment), now_ns);
+            }
         }
     }
     NEXT

@@ -6,8 +6,8 @@
 use weir_common::{
     addr::Addr,
     layout::{
-        Direction, MAX_BREAKERS, MAX_LOADS, MAX_RULES, MAX_SOURCE_LOADS, RuleKind, Slot,
-        TRACK_LINES,
+        Direction, MAX_BREAKERS, MAX_LOADS, MAX_RULES, MAX_SOURCE_LOADS, RULE_HTTP1, RuleKind,
+        Slot, TRACK_LINES,
     },
     load, nh,
     track::{self, End, Event, Phase, flag},
@@ -83,6 +83,54 @@ impl Place {
             weir_count(self.0, event as u32, owner, now_ns);
         }
     }
+}
+
+/// [`Slot::http1`]: responses are read, and one is due.
+const READS: u8 = 1;
+const DUE: u8 = 2;
+
+impl Place {
+    /// Whether this segment may begin a response of HTTP/1 that a breaker wants to know of: the first
+    /// payload of who answered the connection after some of who opened it.
+    #[inline(always)]
+    pub fn may_respond(self, segment: &Segment, owner: Owner) -> bool {
+        if segment.payload == 0 {
+            return false;
+        }
+        let Some((_, slot)) = at(self.0) else { return false };
+        if slot.http1 == 0 {
+            return false;
+        }
+        let by_opener = (slot.owner ^ owner) & 1 == 0;
+        if by_opener {
+            slot.http1 = DUE;
+        }
+        !by_opener && slot.http1 == DUE
+    }
+
+    /// Tells the connection's breakers of a response; 1xx is none yet.
+    #[inline(always)]
+    pub fn respond(self, status: u32, now_ns: u64) {
+        if status >= 2 {
+            weir_respond(self.0, u32::from(status == 5), now_ns);
+        }
+    }
+}
+
+/// See [`Place::respond`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_respond(place: u32, failed: u32, now_ns: u64) -> u64 {
+    let Some((_, slot)) = at(place) else { return 0 };
+    slot.http1 = READS;
+    for index in 0..MAX_BREAKERS {
+        let cell = u32::from(slot.breakers[index]);
+        if cell != 0 {
+            let epoch = slot.breaker_epochs[index];
+            breaker::learn_response(cell, epoch, failed != 0, slot.owner, place, now_ns);
+        }
+    }
+    0
 }
 
 /// Tracks the connection of a SYN that was admitted; `false` when there is no room.
@@ -367,6 +415,7 @@ pub extern "C" fn weir_note(place: u32, block: u32, took: u64) -> u64 {
     slot.loads = [0; MAX_LOADS];
     slot.breakers = [0; MAX_BREAKERS];
     slot.source_loads = [0; MAX_SOURCE_LOADS];
+    slot.http1 = 0;
     let (mut loads, mut breakers, mut sources) = (0usize, 0usize, 0usize);
     for index in 0..MAX_RULES {
         loads = rule::unknown(loads as u64, took) as usize;
@@ -386,6 +435,9 @@ pub extern "C" fn weir_note(place: u32, block: u32, took: u64) -> u64 {
             }
         } else if rule.kind == RuleKind::Breaker as u8 {
             if breakers < MAX_BREAKERS {
+                if rule.flags & RULE_HTTP1 != 0 {
+                    slot.http1 = READS;
+                }
                 slot.breakers[breakers] = rule.cell as u16;
                 slot.breaker_epochs[breakers] = (took >> (32 + 8 * breakers)) as u8;
                 breakers += 1;

@@ -17,6 +17,7 @@ use std::{
     env, fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::atomic::AtomicU64,
 };
 
 use aya::{
@@ -27,10 +28,12 @@ use aya::{
 use nix::time::{ClockId, clock_gettime};
 use weir_common::{
     addr::Addr,
+    breaker,
     gcra::{Params, Refill, q8},
     layout::{
         Block, CellLine, Config, Counts, Direction, Event, HOOKS, Hook, PORTS_EGRESS,
-        PORTS_INGRESS, RULE_DROP, RULE_SHADOW, Rule, RuleKind, TRACKED, Tally, Workload, port_key,
+        PORTS_INGRESS, RULE_DROP, RULE_HTTP1, RULE_SHADOW, Rule, RuleKind, TRACKED, Tally,
+        Workload, port_key,
     },
     load::{self, Load},
     nh::Secret,
@@ -440,6 +443,27 @@ impl Programs {
             group_v6: groups.1,
             ..self.at_once(connections, 0)
         }
+    }
+
+    /// A breaker.
+    pub fn breaker(&mut self, params: breaker::Params, http1: bool) -> Rule {
+        let [cost, burst, step] = params.pack();
+        Rule {
+            cost,
+            burst,
+            step,
+            cell: self.new_cell(),
+            kind: RuleKind::Breaker as u8,
+            flags: if http1 { RULE_HTTP1 } else { 0 },
+            ..Rule::default()
+        }
+    }
+
+    /// Where a breaker is now.
+    pub fn broken(&mut self, rule: &Rule) -> breaker::View {
+        let line = self.line("CELLS", rule.cell).words.map(AtomicU64::new);
+        let params = breaker::Params::unpack([rule.cost, rule.burst, rule.step]);
+        breaker::read(&line, &params, now_ns())
     }
 
     /// What a load counts now.

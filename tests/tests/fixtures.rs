@@ -21,6 +21,8 @@ macro_rules! programs {
     }};
 }
 
+#[path = "fixtures/breakers.rs"]
+mod breakers;
 #[path = "fixtures/concurrency.rs"]
 mod concurrency;
 #[path = "fixtures/connections.rs"]

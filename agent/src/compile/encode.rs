@@ -2,7 +2,7 @@
 
 use weir_common::{
     addr::Addr,
-    layout::{self, RULE_DROP, RULE_SHADOW},
+    layout::{self, RULE_DROP, RULE_HTTP1, RULE_SHADOW},
 };
 
 use super::{
@@ -47,7 +47,7 @@ impl Rule {
             RuleKind::Limit(_) => layout::RuleKind::Limit,
             RuleKind::Load(_) => layout::RuleKind::Load,
             RuleKind::SourceLoad { .. } => layout::RuleKind::SourceLoad,
-            RuleKind::Breaker(_) => layout::RuleKind::Breaker,
+            RuleKind::Breaker { .. } => layout::RuleKind::Breaker,
         } as u8;
         if let RuleKind::Source { group, .. } | RuleKind::SourceLoad { group, .. } = self.kind {
             (rule.group_v4, rule.group_v6) = (group.v4(), group.v6());
@@ -58,7 +58,9 @@ impl Rule {
             rule.cell = index_of(identity)?;
         }
         let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
-        rule.flags = flag(self.shadow, RULE_SHADOW) | flag(self.drop, RULE_DROP);
+        let http1 = matches!(self.kind, RuleKind::Breaker { http1: true, .. });
+        rule.flags =
+            flag(self.shadow, RULE_SHADOW) | flag(self.drop, RULE_DROP) | flag(http1, RULE_HTTP1);
         Some(rule)
     }
 }

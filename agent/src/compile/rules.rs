@@ -89,7 +89,7 @@ impl RuleSet {
             Self::All => true,
             Self::Loads => matches!(kind, RuleKind::Load(_)),
             Self::SourceLoads => matches!(kind, RuleKind::SourceLoad { .. }),
-            Self::Breakers => matches!(kind, RuleKind::Breaker(_)),
+            Self::Breakers => matches!(kind, RuleKind::Breaker { .. }),
         }
     }
 
@@ -374,7 +374,8 @@ impl<'a> Workload<'a> {
                 }
             }
             (Terms::Breaker(breaker), _) => {
-                RuleKind::Breaker(self.cell(Cell::breaker(&breaker, reference)))
+                let cell = self.cell(Cell::breaker(&breaker, reference));
+                RuleKind::Breaker { cell, http1: breaker.http1 }
             }
         };
         Rule { peer: line.slot.to, kind, shadow: line.shadow.is_some(), drop, line: reference }

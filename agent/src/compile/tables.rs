@@ -127,7 +127,12 @@ pub enum RuleKind {
         group: Group,
     },
     /// Asks the breaker in this cell.
-    Breaker(Identity),
+    Breaker {
+        /// The cell.
+        cell: Identity,
+        /// Whether it reads responses of HTTP/1.
+        http1: bool,
+    },
 }
 
 impl RuleKind {
@@ -140,13 +145,13 @@ impl RuleKind {
             | Self::Limit(cell)
             | Self::Load(cell)
             | Self::SourceLoad { cell, .. }
-            | Self::Breaker(cell) => Some(cell),
+            | Self::Breaker { cell, .. } => Some(cell),
         }
     }
 
     /// Whether it must know what becomes of a connection.
     pub const fn is_tracked(self) -> bool {
-        matches!(self, Self::Load(_) | Self::SourceLoad { .. } | Self::Breaker(_))
+        matches!(self, Self::Load(_) | Self::SourceLoad { .. } | Self::Breaker { .. })
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Breaker {
     pub max_ejection: Period,
     /// Connections that try it when it is half-open; `None` closes it at once.
     pub probes: Option<NonZeroU16>,
+    /// Whether responses of HTTP/1 are read: 5xx is a failure.
+    pub http1: bool,
 }
 
 /// A share of failures among enough verdicts.
@@ -96,6 +98,9 @@ impl fmt::Display for Breaker {
             Some(probes) => words.push(format!("probes={probes}")),
             None => words.push("half-open=off".to_owned()),
         }
+        if self.http1 {
+            words.push("http1=on".to_owned());
+        }
         f.write_str(&words.join(" "))
     }
 }
@@ -121,10 +126,11 @@ pub(super) struct Written<'a> {
     max_ejection: Setting<'a, Period>,
     probes: Setting<'a, NonZeroU16>,
     half_open: Setting<'a, bool>,
+    http1: Setting<'a, bool>,
 }
 
 /// The settings of a breaker, as they start.
-pub(super) const OPTIONS: [&str; 9] = [
+pub(super) const OPTIONS: [&str; 10] = [
     "errors=",
     "error-ratio=",
     "min-volume=",
@@ -134,6 +140,7 @@ pub(super) const OPTIONS: [&str; 9] = [
     "max-ejection=",
     "probes=",
     "half-open=",
+    "http1=",
 ];
 
 impl<'a> Written<'a> {
@@ -157,7 +164,8 @@ impl<'a> Written<'a> {
                 put(&mut self.max_ejection, word, || time(name, value, word, MAX_EJECTION))
             }
             "probes" => put(&mut self.probes, word, || whole(name, value, word, MAX_PROBES)),
-            _ => put(&mut self.half_open, word, || switch(value)),
+            "half-open" => put(&mut self.half_open, word, || switch(value)),
+            _ => put(&mut self.http1, word, || switch(value)),
         }
     }
 
@@ -201,6 +209,7 @@ impl<'a> Written<'a> {
             ejection,
             max_ejection,
             probes,
+            http1: self.http1.is_some_and(|(on, _)| on),
         })
     }
 }

@@ -199,6 +199,7 @@ proptest! {
         times in (1..=MAX_EJECTION.millis(), 1..=MAX_TIMEOUT.millis(), 1..=MAX_EJECTION.millis()),
         longer in 0..=MAX_EJECTION.millis(),
         probes in 0..=MAX_PROBES,
+        http1: bool,
     ) {
         let period = |millis| Period::from_millis(millis).unwrap();
         let (interval, timeout, ejection) = times;
@@ -218,6 +219,7 @@ proptest! {
             ejection: period(ejection),
             max_ejection: period((ejection + longer).min(MAX_EJECTION.millis())),
             probes: NonZeroU16::new(probes),
+            http1,
         };
         let printed = breaker.to_string();
         match read("breaker", &printed) {

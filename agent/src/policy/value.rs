@@ -492,7 +492,7 @@ fn option<'a>(
 /// The options that are no breaker's alone, as they start.
 const OPTIONS: [&str; 4] = ["burst=", "refill=", "group=", "to="];
 /// Settings of breakers that later versions will know.
-const LATER: [&str; 3] = ["min-health", "http1", "scope"];
+const LATER: [&str; 2] = ["min-health", "scope"];
 
 /// Whether the key has the option.
 fn takes(kind: LimitKind, option: &str) -> bool {

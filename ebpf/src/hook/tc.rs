@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::__sk_buff,
-    helpers::generated::{bpf_redirect, bpf_redirect_peer},
+    helpers::generated::{bpf_redirect, bpf_redirect_peer, bpf_skb_load_bytes},
     programs::TcContext,
 };
 
@@ -150,6 +150,12 @@ impl Tc {
         self.hook
     }
 
+    /// See [`weir_http1_status`].
+    #[inline(always)]
+    pub fn http1_status(&self, segment: &Segment) -> u32 {
+        weir_http1_status(self.raw(), segment.l4 + segment.l4_length) as u32
+    }
+
     /// The raw context, for helpers.
     #[inline(always)]
     pub fn raw(&self) -> *mut __sk_buff {
@@ -193,4 +199,16 @@ pub extern "C" fn weir_parse_tc(skb: *mut __sk_buff, segment: *mut Segment) -> u
         Some(segment) => parse::parse(&Bytes(TcContext::new(skb)), segment) as u64,
         None => Parsed::Other as u64,
     }
+}
+
+/// The first digit of the status of a response of HTTP/1 that begins at this offset (RFC 9112 §4); 0
+/// when something else does. A function of its own for its stack.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_http1_status(skb: *mut __sk_buff, payload: u32) -> u64 {
+    let mut line = [0u8; 12];
+    // SAFETY: the helper writes twelve bytes into twelve, or fails.
+    let failed = unsafe { bpf_skb_load_bytes(skb.cast(), payload, line.as_mut_ptr().cast(), 12) };
+    let [b'H', b'T', b'T', b'P', b'/', b'1', b'.', _, b' ', digit, ..] = line else { return 0 };
+    if failed != 0 || !digit.is_ascii_digit() { 0 } else { u64::from(digit - b'0') }
 }
