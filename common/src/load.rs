@@ -147,7 +147,8 @@ impl Load {
     #[inline(always)]
     const fn changed(mut self, change: Change, age: u64) -> Self {
         if matches!(change, Change::Established | Change::Abandoned) {
-            // Who opened it may have had an older time than the word: then it stands in a later epoch.
+            // Who opened it may have had an older time than the word: then it stands in a later epoch,
+            // and when it ends two epochs after its own, it counts for another.
             // Of an epoch that is forgotten nothing is left to take away.
             match age {
                 1 if self.previous > 0 => self.previous -= 1,
