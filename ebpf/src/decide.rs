@@ -29,6 +29,7 @@ pub fn run(tc: &Tc, direction: Direction) -> i32 {
         Parsed::Other => NEXT,
         Parsed::Syn => on_syn(tc, hook, &segment),
         Parsed::Later => follow(tc, hook, &segment),
+        Parsed::Unreachable => unreachable(tc, hook, &segment),
         Parsed::Fragment => skip(tc, hook, Reason::Fragment),
         Parsed::Malformed | Parsed::Short => skip(tc, hook, Reason::Malformed),
         Parsed::TinyFragment => on_hidden(tc, hook, Reason::TinyFragment),
@@ -50,6 +51,22 @@ fn follow(tc: &Tc, hook: Hook, segment: &Segment) -> i32 {
             if place.may_respond(segment, owner) {
                 place.respond(tc.http1_status(segment), now_ns);
             }
+        }
+    }
+    NEXT
+}
+
+/// A SYN that could not be delivered has failed. The message goes the other way than what it quotes.
+#[inline(always)]
+fn unreachable(tc: &Tc, hook: Hook, quoted: &Segment) -> i32 {
+    if let Some(slot) = workload::at(tc)
+        && let Some(workload) = maps::workload(slot)
+        && workload.flags & TRACKED != 0
+    {
+        let owner = track::owner(slot, hook.direction()) ^ 1;
+        let now_ns = now();
+        if let Some(place) = track::find(quoted, owner, now_ns) {
+            place.lose(quoted, owner, now_ns);
         }
     }
     NEXT

@@ -85,6 +85,32 @@ impl Place {
     }
 }
 
+impl Place {
+    /// The connection's SYN, as it is quoted, could not be delivered: it failed, if nobody has
+    /// answered it.
+    #[inline(always)]
+    pub fn lose(self, quoted: &Segment, owner: Owner, now_ns: u64) {
+        if weir_lose(self.0, quoted, owner) != 0 {
+            weir_count(self.0, Event::Refused as u32, owner ^ 1, now_ns);
+        }
+    }
+}
+
+/// See [`Place::lose`]; 1 when this ended it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_lose(place: u32, quoted: *const Segment, owner: u32) -> u64 {
+    // SAFETY: the verifier proves that it is null or a whole `Segment`.
+    let Some(quoted) = (unsafe { quoted.as_ref() }) else { return 0 };
+    let Some((cell, slot)) = at(place) else { return 0 };
+    let word = cell.load();
+    let is_its_syn = track::phase(word) == Phase::Opening
+        && slot.owner == owner
+        && slot.isn == quoted.sequence
+        && key(quoted, owner).is_of(slot, owner);
+    u64::from(is_its_syn && cell.compare_exchange(word, track::freed(word)).is_ok())
+}
+
 /// [`Slot::http1`]: responses are read, and one is due.
 const READS: u8 = 1;
 const DUE: u8 = 2;

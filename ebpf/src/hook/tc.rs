@@ -12,7 +12,7 @@ use super::Packet;
 use crate::{
     maps,
     parse::{
-        self, Glance, Parsed, Segment,
+        self, Glance, Parsed, Segment, icmp,
         ipv6::{self, Chain},
     },
 };
@@ -109,6 +109,13 @@ impl Tc {
         let glance = parse::glance(&bytes);
         if glance == Glance::Other || glance.is_later() && !maps::tracks() {
             return Parsed::Other;
+        }
+        if glance.is_icmp() {
+            return Parsed::from_code(weir_parse_icmp(
+                self.raw(),
+                segment,
+                u32::from(glance == Glance::IcmpV4),
+            ));
         }
         if glance.is_plain_v4() {
             let parsed = parse::parse_plain(&bytes, segment);
@@ -211,4 +218,15 @@ pub extern "C" fn weir_http1_status(skb: *mut __sk_buff, payload: u32) -> u64 {
     let failed = unsafe { bpf_skb_load_bytes(skb.cast(), payload, line.as_mut_ptr().cast(), 12) };
     let [b'H', b'T', b'T', b'P', b'/', b'1', b'.', _, b' ', digit, ..] = line else { return 0 };
     if failed != 0 || !digit.is_ascii_digit() { 0 } else { u64::from(digit - b'0') }
+}
+
+/// A global function: see [`weir_parse_tc`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_parse_icmp(skb: *mut __sk_buff, segment: *mut Segment, is_v4: u32) -> u64 {
+    // SAFETY: the verifier proves that it is null or a whole `Segment`.
+    match unsafe { segment.as_mut() } {
+        Some(segment) => icmp::parse(&Bytes(TcContext::new(skb)), is_v4 != 0, segment) as u64,
+        None => Parsed::Other as u64,
+    }
 }

@@ -24,7 +24,9 @@ impl Uplink {
     #[inline(always)]
     pub fn parse(&self, segment: &mut Segment) -> Parsed {
         match parse::glance(self) {
-            Glance::Other | Glance::LaterV4 | Glance::LaterV6 => return Parsed::Other,
+            Glance::Other | Glance::LaterV4 | Glance::LaterV6 | Glance::IcmpV4 | Glance::IcmpV6 => {
+                return Parsed::Other;
+            }
             Glance::SynV4 => return parse::parse_plain(self, segment),
             Glance::Unknown => {}
         }

@@ -4,6 +4,7 @@
 //! does, where no connection is tracked, what is no SYN.
 
 mod eth;
+pub mod icmp;
 mod ipv4;
 pub mod ipv6;
 mod tcp;
@@ -89,6 +90,8 @@ pub enum Parsed {
     Other,
     /// Another TCP segment.
     Later,
+    /// ICMP says that a segment could not be delivered: it is that segment's.
+    Unreachable,
     /// A later fragment of TCP: without ports; its first fragment was judged.
     Fragment,
     /// Malformed: the stack will drop it.
@@ -105,10 +108,11 @@ impl Parsed {
     /// From the number that a parsing function returned.
     #[inline(always)]
     pub fn from_code(code: u64) -> Self {
-        const ALL: [Parsed; 8] = [
+        const ALL: [Parsed; 9] = [
             Parsed::Syn,
             Parsed::Other,
             Parsed::Later,
+            Parsed::Unreachable,
             Parsed::Fragment,
             Parsed::Malformed,
             Parsed::TinyFragment,
@@ -158,15 +162,25 @@ pub enum Glance {
     LaterV6,
     /// TCP with SYN, behind a bare IPv4 header.
     SynV4,
+    /// ICMP, behind a bare IPv4 header.
+    IcmpV4,
+    /// ICMPv6, behind a bare IPv6 header.
+    IcmpV6,
     /// [`parse`] knows.
     Unknown,
 }
 
 impl Glance {
-    /// Whether this is TCP without SYN.
+    /// Whether this matters only to connections that are tracked.
     #[inline(always)]
     pub fn is_later(self) -> bool {
-        matches!(self, Self::LaterV4 | Self::LaterV6)
+        matches!(self, Self::LaterV4 | Self::LaterV6) || self.is_icmp()
+    }
+
+    /// Whether this is ICMP.
+    #[inline(always)]
+    pub fn is_icmp(self) -> bool {
+        matches!(self, Self::IcmpV4 | Self::IcmpV6)
     }
 
     /// Whether the TCP header follows a bare IPv4 header.
@@ -190,7 +204,7 @@ pub fn glance<P: Packet>(packet: &P) -> Glance {
         (0x08, 0x00) if head[14] == 0x45 => {
             let is_fragment = head[20] & 0x3f != 0 || head[21] != 0;
             if head[23] != tcp::TCP {
-                return Glance::Other;
+                return if head[23] == icmp::V4 { Glance::IcmpV4 } else { Glance::Other };
             }
             if is_fragment {
                 return Glance::Unknown;
@@ -205,6 +219,7 @@ pub fn glance<P: Packet>(packet: &P) -> Glance {
             Some(head) if head[ETHERNET + 53] & tcp::SYN == 0 => Glance::LaterV6,
             _ => Glance::Unknown,
         },
+        (0x86, 0xdd) if head[20] == icmp::V6 => Glance::IcmpV6,
         (0x86, 0xdd) if !ipv6::is_extension(head[20]) => Glance::Other,
         _ => Glance::Unknown,
     }
