@@ -43,8 +43,8 @@ pub const SOURCE_LINES: u32 = 32_768;
 /// Lines for handshakes: 512 KiB, 65 536 handshakes. Every SYN looks into one: they should fit into
 /// a CPU's second cache.
 pub const PENDING_LINES: u32 = 8192;
-/// Lines for tracked connections: 1 MiB, with slots of 16 MiB, 131 072 connections.
-pub const TRACK_LINES: u32 = 16_384;
+/// Lines for tracked connections: 1.25 MiB, with slots of 20 MiB, 163 840 connections.
+pub const TRACK_LINES: u32 = 20_480;
 /// Lines for connections per source: 1 MiB, 114 688 sources.
 pub const SOURCE_LOAD_LINES: u32 = 16_384;
 /// Bytes of the event ring.

@@ -196,6 +196,17 @@ pub struct Step {
     pub event: Event,
 }
 
+/// The two lines that a connection's hash selects among `lines`.
+///
+/// Two, because the emptier of them takes a new connection: so lines fill evenly, and three quarters of
+/// all ways can be taken before two full ones meet.
+#[inline(always)]
+pub const fn lines_of(hash: u64, lines: u32) -> [u32; 2] {
+    // A product's upper half: any number of lines will do, and nothing is divided.
+    let line = [(hash & 0xffff_ffff) * lines as u64, (hash >> 32) * lines as u64];
+    [(line[0] >> 32) as u32, (line[1] >> 32) as u32]
+}
+
 /// The tag of a hash; never 0.
 #[inline(always)]
 pub const fn tag(hash: u64) -> u64 {
@@ -288,6 +299,16 @@ pub fn room<L: Line>(line: &L, now_ns: u64) -> usize {
 #[inline(always)]
 pub const fn same_owner(one: u64, other: u64) -> bool {
     one >> GENERATION_AT == other >> GENERATION_AT
+}
+
+/// Ways that a new connection may take.
+#[inline(always)]
+pub fn rooms<L: Line>(line: &L, now_ns: u64) -> u64 {
+    let mut rooms = 0;
+    for index in 0..LINE {
+        rooms += u64::from(is_absent(line.word(index).load(), now_ns));
+    }
+    rooms
 }
 
 /// The way of the handshake that was answered or begun longest ago; `LINE` when all are established.

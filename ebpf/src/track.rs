@@ -205,9 +205,9 @@ impl Key {
 #[derive(Clone, Copy)]
 struct Places(u64);
 
-const LINE_BITS: u32 = TRACK_LINES.ilog2();
+const LINE_BITS: u32 = TRACK_LINES.ilog2() + 1;
 const TAG_AT: u32 = 2 * LINE_BITS;
-const _: () = assert!(TAG_AT + 28 < 64 && TRACK_LINES.is_power_of_two());
+const _: () = assert!(TAG_AT + 28 < 64);
 
 impl Places {
     #[inline(always)]
@@ -217,7 +217,7 @@ impl Places {
 
     #[inline(always)]
     fn line(self, which: usize) -> u32 {
-        (self.0 >> (LINE_BITS * (which as u32 & 1))) as u32 & (TRACK_LINES - 1)
+        (self.0 >> (LINE_BITS * (which as u32 & 1))) as u32 & ((1 << LINE_BITS) - 1)
     }
 
     #[inline(always)]
@@ -242,8 +242,8 @@ pub extern "C" fn weir_places(segment: *const Segment, owner: u32) -> u64 {
         let words = [local.high, local.low, remote.high, remote.low, tail];
         (nh::hash(secret, words), nh::second_hash(secret, words))
     };
-    let mask = u64::from(TRACK_LINES - 1);
-    hash & mask | (hash >> 32 & mask) << LINE_BITS | track::tag(second) << TAG_AT
+    let [one, other] = track::lines_of(hash, TRACK_LINES);
+    u64::from(one) | u64::from(other) << LINE_BITS | track::tag(second) << TAG_AT
 }
 
 #[inline(always)]
@@ -326,7 +326,7 @@ pub extern "C" fn weir_know(place: u32, syn: *const Segment, owner: u32) -> u64 
 /// The word and the slot of a place, see [`Place`].
 #[inline(always)]
 fn at(place: u32) -> Option<(maps::MapWord, &'static mut Slot)> {
-    let index = place.wrapping_sub(1) & (TRACK_LINES * LINE as u32 - 1);
+    let index = place.wrapping_sub(1);
     let line = maps::track_line(index / LINE as u32)?;
     Some((line.word(index as usize & (LINE - 1)), maps::slot(index)?))
 }
@@ -383,10 +383,12 @@ pub extern "C" fn weir_claim(syn: *const Segment, owner: u32, now_ns: u64) -> u6
     let Some(syn) = (unsafe { syn.as_ref() }) else { return 0 };
     let places = Places::of(syn, owner);
     let key = key(syn, owner);
+    // In the emptier line, or lines would be full long before the table is.
+    let swap = weir_rooms(places.line(0), now_ns) < weir_rooms(places.line(1), now_ns);
     // A free way of either line, else the place of a handshake; twice, because another CPU may take the
     // way that was found.
     for attempt in 0..8 {
-        let line = places.line(attempt);
+        let line = places.line(attempt ^ usize::from(swap));
         let displace = attempt as u32 >> 2;
         let way = weir_take_way(line, places.tag(), from(owner) as u32 | displace << 1, now_ns);
         if way >= LINE as u64 {
@@ -407,6 +409,13 @@ pub extern "C" fn weir_claim(syn: *const Segment, owner: u32, now_ns: u64) -> u6
         return u64::from(index) + 1;
     }
     0
+}
+
+/// How many ways of a line are free.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_rooms(line: u32, now_ns: u64) -> u64 {
+    maps::track_line(line).map_or(0, |line| track::rooms(&line, now_ns))
 }
 
 /// Takes a way of a line for a connection that the end in bit 0 of `how` opened: a free one, or with
