@@ -329,6 +329,13 @@ impl<'a> Agent<'a> {
         limits.into_iter().next().expect("one limit")
     }
 
+    /// What it tells of one of a workload's limits: `max-connections.80`.
+    pub fn limit_named(&self, workload: &str, name: &str) -> LimitStatus {
+        let limits = self.workload(workload).limits;
+        let found = limits.iter().find(|limit| limit.limit == name).cloned();
+        found.unwrap_or_else(|| panic!("{workload} has no limit {name}: {limits:#?}"))
+    }
+
     /// How often a decision was made: `tc ingress`, `reset connection_rate`.
     pub fn decisions(&self, workload: &str, hook: &str, decision: &str) -> u64 {
         let workload = self.workload(workload);

@@ -3,6 +3,8 @@
 pub mod agent;
 pub mod bpf;
 pub mod filters;
+pub mod http;
+pub mod open;
 pub mod packet;
 pub mod raw;
 pub mod site;
