@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod bpf;
+pub mod envoy;
 pub mod filters;
 pub mod http;
 pub mod open;

@@ -10,6 +10,7 @@ mod bpf_compiler;
 mod build;
 mod check;
 mod dist;
+mod envoy;
 mod files;
 mod glibc;
 mod host;
@@ -135,6 +136,11 @@ fn run(Cli { consent, task }: Cli) -> Result<bool> {
             want(&[packages::TEST], true)?;
             say::step("setup", format!("BPF programs: {}", setup::compiler()?.describe()));
             say::step("setup", format!("all else: {}", build::host_rustc()));
+            // Only some tests need it, and they can do without.
+            match envoy::prepare(consent) {
+                Ok(program) => say::step("setup", format!("Envoy: {}", program.display())),
+                Err(error) => say::step("setup", format!("no Envoy: {error:#}")),
+            }
         }
         Task::Build { ebpf } => {
             want(&[], false)?;

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    host, say,
+    envoy, host, say,
     setup::Consent,
     summary::{Counts, Runner, Total, skips},
     vm,
@@ -46,6 +46,7 @@ pub(crate) fn run(workspace: &Workspace, consent: Consent, selection: &Selection
     let packages = packages(&selection.args);
     if packages.is_empty() || packages.contains(&vm::SUITE) {
         environment.extend(vm::environment(workspace, consent, selection.no_vm));
+        environment.push(envoy::environment(consent));
     }
 
     let nextest = read(workspace.cargo().args(["nextest", "--version"])).is_ok();
