@@ -22,7 +22,9 @@ use weir_tests::{
     open::{Door, abort, connect, connect_at_once, connect_within, is_refused},
     packet::{Packet, flag},
     raw::{Says, Wire, syn},
-    site::{Side, addresses, ask, ask_in_vain, nft, node_file, run, serve, stack_counter},
+    site::{
+        Side, addresses, ask, ask_in_vain, nft, node_file, policy_lines, run, serve, stack_counter,
+    },
 };
 
 on_each_side! {
@@ -517,7 +519,33 @@ fn behind_a_service_address_the_breaker_is_the_services() {
     assert_eq!(changes(&agent, "app", "tc egress"), [2, 0, 0, 0]);
 }
 
-/// The same from the other end: who dials a service whose only pod is broken is refused by the
+/// A refusal is a refusal: that the other end has a limit and no fault is not to be seen in a RST. So
+/// a limit there opens an impatient breaker here, until its time is over.
+#[test]
+fn a_limit_at_the_other_end_counts_as_its_failure() {
+    let lab = lab!();
+    let node = lab.node("node").unwrap();
+    let (app, db) = (node.pod("app").unwrap(), node.pod("db").unwrap());
+    let client = node.client("client").unwrap();
+    let policy = |line| policy_lines(&[line]);
+    let breaker = format!("outbound-breaker.3306: errors=2 ejection=60s to={}", db.ipv4());
+    let (breaker, limit) = (policy(&breaker), policy("max-connections.3306: 1"));
+    let entry = |host: &Host, lines: &[String]| {
+        Side::Host.entry(host, &lines.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let file = node_file(&[entry(&app, &breaker), entry(&db, &limit)]);
+    let agent = Agent::start(&lab, node.namespace(), &file);
+    let _door = Door::open(&db, 3306);
+    let to = SocketAddr::new(db.ipv4().into(), 3306);
+    let only = connect(client.namespace(), to);
+    assert_eq!(ask(app.namespace(), to, 10).codes(), "refused:10");
+    assert_eq!(agent.decisions("db", "tc ingress", "reset max_connections"), 2);
+    assert_eq!(agent.decisions("app", "tc egress", "reset breaker_open"), 8);
+    assert_eq!(changes(&agent, "app", "tc egress"), [1, 0, 0, 0]);
+    drop(only);
+}
+
+/// From the other end: who dials a service whose only pod is broken is refused by the
 /// service's address.
 #[test]
 fn a_pods_breaker_refuses_through_a_service_address() {
