@@ -9,7 +9,7 @@
 //!
 //! | | `phase:2` | `epoch:8` | `ejections:8` | 46 bits |
 //! |---|---|---|---|---|
-//! | closed | 0 | | | `since:34`, `consecutive:12` |
+//! | closed | 0 | | | `since:34`, `calm:2`, `consecutive:10` |
 //! | open | 1 | | | `until:34`, 12 unused |
 //! | half-open | 2 | | | 8 unused, `period:20`, `previous:6`, `current:6`, `succeeded:6` |
 //!
@@ -147,6 +147,9 @@ const NUMBER: u32 = 20;
 const COUNT: u32 = 18;
 
 const MAX_CONSECUTIVE: u64 = 1023;
+/// Among the bits of consecutive failures.
+const CALM: u64 = 1 << (CONSECUTIVE - 1);
+const _: () = assert!(MAX_CONSECUTIVE < CALM);
 const MAX_PROBES: u64 = mask(PROBES);
 
 const _: () = {
@@ -374,6 +377,10 @@ struct State {
     time: u64,
     /// Failures in a row while it is closed.
     consecutive: u64,
+    /// A success followed them. It ends the row for any other failure, but not for one of the same kind
+    /// of connection that succeeded first: who answers and then resets fails in a row all the same. The
+    /// next success, or one that is sure, makes the row end for good.
+    calm: bool,
     /// Attempts while it is half-open.
     probes: Attempts,
     /// Successes while it is half-open.
@@ -389,6 +396,7 @@ impl State {
             ejections: word >> (TIME + CONSECUTIVE) & mask(EJECTIONS),
             time: word >> CONSECUTIVE & mask(TIME),
             consecutive: 0,
+            calm: false,
             probes: Attempts::NONE,
             succeeded: 0,
         };
@@ -404,7 +412,10 @@ impl State {
                 };
                 state.succeeded = word & mask(PROBES);
             }
-            _ => state.consecutive = word & mask(CONSECUTIVE),
+            _ => {
+                state.consecutive = word & MAX_CONSECUTIVE;
+                state.calm = word & CALM != 0;
+            }
         }
         state
     }
@@ -412,7 +423,10 @@ impl State {
     #[inline(always)]
     const fn write(self) -> u64 {
         let rest = match self.phase {
-            Phase::Closed | Phase::Open => self.time << CONSECUTIVE | self.consecutive,
+            Phase::Closed | Phase::Open => {
+                let calm = if self.calm { CALM } else { 0 };
+                self.time << CONSECUTIVE | calm | self.consecutive
+            }
             Phase::HalfOpen => {
                 self.probes.period << (3 * PROBES)
                     | self.probes.previous << (2 * PROBES)
@@ -435,6 +449,7 @@ impl State {
             ejections: self.ejections,
             time: 0,
             consecutive: 0,
+            calm: false,
             probes: Attempts::NONE,
             succeeded: 0,
         }
@@ -572,10 +587,18 @@ pub trait Steps {
     fn try_judge(&self, epoch: u8, verdict: Verdict, opened_ns: u64, now_ns: u64) -> Told;
     /// Tries to count verdicts of a closed breaker in the present window; whether the ratio trips it.
     fn try_count(&self, epoch: u8, ok: u64, failed: u64, now_ns: u64) -> Counted;
-    /// Tries to count failures in a row of a closed breaker, which may trip it.
-    fn try_fail(&self, epoch: u8, failures: u64, ratio_trips: bool, now_ns: u64) -> Failed;
-    /// Tries to end a row of failures; `false` to try again.
-    fn try_calm(&self, epoch: u8) -> bool;
+    /// Tries to count failures in a row of a closed breaker, which may trip it. After its own success
+    /// a failure goes on with the row.
+    fn try_fail(
+        &self,
+        epoch: u8,
+        failures: u64,
+        ratio_trips: bool,
+        after_success: bool,
+        now_ns: u64,
+    ) -> Failed;
+    /// Tries to end a row of failures, for good if that is sure; `false` to try again.
+    fn try_calm(&self, epoch: u8, sure: bool) -> bool;
 }
 
 /// What came of [`Steps::try_admit`].
@@ -651,7 +674,7 @@ pub fn ask<S: Steps>(steps: &S, now_ns: u64) -> (Admission, Edge) {
             }
             // The attempt that was counted is of an epoch that is over if this trips it.
             Asked::Admitted { epoch, timed_out } => {
-                return match fail(steps, epoch, timed_out, now_ns) {
+                return match fail(steps, epoch, timed_out, false, now_ns) {
                     Failed::Counted => (Admission::Admitted { epoch }, edge),
                     Failed::Tripped => (Admission::Open, Edge::Tripped),
                     Failed::Stale => (Admission::Open, edge),
@@ -681,7 +704,10 @@ pub fn tell<S: Steps>(steps: &S, epoch: u8, verdict: Verdict, opened_ns: u64, no
     }
     let fails = matches!(verdict, Verdict::Failed | Verdict::FailedAfterSuccess);
     let failures = timed_out + u64::from(counts && fails);
-    if failures > 0 && matches!(fail(steps, epoch, failures, now_ns), Failed::Tripped) {
+    let after_success = matches!(verdict, Verdict::FailedAfterSuccess) && timed_out == 0;
+    if failures > 0
+        && matches!(fail(steps, epoch, failures, after_success, now_ns), Failed::Tripped)
+    {
         return Edge::Tripped;
     }
     if counts && matches!(verdict, Verdict::Succeeded | Verdict::SucceededAgain) {
@@ -691,7 +717,7 @@ pub fn tell<S: Steps>(steps: &S, epoch: u8, verdict: Verdict, opened_ns: u64, no
             }
         }
         for _ in 0..TRIES {
-            if steps.try_calm(epoch) {
+            if steps.try_calm(epoch, matches!(verdict, Verdict::SucceededAgain)) {
                 break;
             }
         }
@@ -701,7 +727,7 @@ pub fn tell<S: Steps>(steps: &S, epoch: u8, verdict: Verdict, opened_ns: u64, no
 
 /// Counts failures of a closed breaker, which may trip it.
 #[inline(always)]
-fn fail<S: Steps>(steps: &S, epoch: u8, failures: u64, now_ns: u64) -> Failed {
+fn fail<S: Steps>(steps: &S, epoch: u8, failures: u64, after_success: bool, now_ns: u64) -> Failed {
     let mut ratio_trips = false;
     for _ in 0..TRIES {
         match steps.try_count(epoch, 0, failures, now_ns) {
@@ -713,7 +739,7 @@ fn fail<S: Steps>(steps: &S, epoch: u8, failures: u64, now_ns: u64) -> Failed {
         }
     }
     for _ in 0..TRIES {
-        match steps.try_fail(epoch, failures, ratio_trips, now_ns) {
+        match steps.try_fail(epoch, failures, ratio_trips, after_success, now_ns) {
             Failed::Again => {}
             failed => return failed,
         }
@@ -867,19 +893,27 @@ impl<L: Line> Steps for Direct<'_, L> {
     }
 
     #[inline(always)]
-    fn try_fail(&self, epoch: u8, failures: u64, ratio_trips: bool, now_ns: u64) -> Failed {
+    fn try_fail(
+        &self,
+        epoch: u8,
+        failures: u64,
+        ratio_trips: bool,
+        after_success: bool,
+        now_ns: u64,
+    ) -> Failed {
         let Self { line, params } = *self;
         let word = line.word(STATE).load();
         let state = State::read(word);
         if state.epoch != u64::from(epoch) || !matches!(state.phase, Phase::Closed) {
             return Failed::Stale;
         }
-        let consecutive = at_most(state.consecutive + failures, MAX_CONSECUTIVE);
+        let before = if state.calm && !after_success { 0 } else { state.consecutive };
+        let consecutive = at_most(before + failures, MAX_CONSECUTIVE);
         let trips = ratio_trips || (params.errors > 0 && consecutive >= params.errors as u64);
         let next = if trips {
             state.open(state.remembered(params, now_ns), params, now_ns)
         } else {
-            State { consecutive, ..state }
+            State { consecutive, calm: false, ..state }
         };
         match line.word(STATE).compare_exchange(word, next.write()) {
             Ok(_) if trips => Failed::Tripped,
@@ -889,7 +923,7 @@ impl<L: Line> Steps for Direct<'_, L> {
     }
 
     #[inline(always)]
-    fn try_calm(&self, epoch: u8) -> bool {
+    fn try_calm(&self, epoch: u8, sure: bool) -> bool {
         let line = self.line;
         let word = line.word(STATE).load();
         let state = State::read(word);
@@ -897,7 +931,11 @@ impl<L: Line> Steps for Direct<'_, L> {
         if over || state.consecutive == 0 {
             return true;
         }
-        let next = State { consecutive: 0, ..state };
+        let next = if sure || state.calm {
+            State { consecutive: 0, calm: false, ..state }
+        } else {
+            State { calm: true, ..state }
+        };
         line.word(STATE).compare_exchange(word, next.write()).is_ok()
     }
 }
@@ -1034,7 +1072,7 @@ pub fn read<L: Line>(line: &L, params: &Params, now_ns: u64) -> View {
     let mut view = View {
         phase: state.phase,
         remaining_ns: 0,
-        consecutive: state.consecutive,
+        consecutive: if state.calm { 0 } else { state.consecutive },
         ejections: state.ejections,
         probes_out: state.probes.at(clock).0.all(),
         probes_succeeded: state.succeeded,

@@ -195,8 +195,15 @@ impl Steps for Cell {
     }
 
     #[inline(always)]
-    fn try_fail(&self, epoch: u8, failures: u64, ratio_trips: bool, now_ns: u64) -> Failed {
-        let epoch = u32::from(ratio_trips) << 8 | u32::from(epoch);
+    fn try_fail(
+        &self,
+        epoch: u8,
+        failures: u64,
+        ratio_trips: bool,
+        after_success: bool,
+        now_ns: u64,
+    ) -> Failed {
+        let epoch = u32::from(after_success) << 9 | u32::from(ratio_trips) << 8 | u32::from(epoch);
         match weir_try_fail(self.0, epoch, failures, now_ns) {
             1 => Failed::Counted,
             2 => Failed::Tripped,
@@ -206,8 +213,8 @@ impl Steps for Cell {
     }
 
     #[inline(always)]
-    fn try_calm(&self, epoch: u8) -> bool {
-        weir_try_calm(self.0, epoch.into()) != 0
+    fn try_calm(&self, epoch: u8, sure: bool) -> bool {
+        weir_try_calm(self.0, u32::from(sure) << 8 | u32::from(epoch)) != 0
     }
 }
 
@@ -263,7 +270,8 @@ pub extern "C" fn weir_try_fail(cell: u32, epoch: u32, failures: u64, now_ns: u6
     let Some(line) = maps::cell_line(cell) else { return 3 };
     let params = params(&line);
     let steps = Direct { line: &line, params: &params };
-    match steps.try_fail(epoch as u8, failures, epoch >> 8 & 1 != 0, now_ns) {
+    let (ratio_trips, after_success) = (epoch >> 8 & 1 != 0, epoch >> 9 & 1 != 0);
+    match steps.try_fail(epoch as u8, failures, ratio_trips, after_success, now_ns) {
         Failed::Counted => 1,
         Failed::Tripped => 2,
         Failed::Stale => 3,
@@ -276,5 +284,5 @@ pub extern "C" fn weir_try_fail(cell: u32, epoch: u32, failures: u64, now_ns: u6
 pub extern "C" fn weir_try_calm(cell: u32, epoch: u32) -> u64 {
     let Some(line) = maps::cell_line(cell) else { return 1 };
     let params = params(&line);
-    u64::from((Direct { line: &line, params: &params }).try_calm(epoch as u8))
+    u64::from((Direct { line: &line, params: &params }).try_calm(epoch as u8, epoch >> 8 != 0))
 }

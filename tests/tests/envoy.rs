@@ -219,10 +219,10 @@ fn c1_the_first_failed_connection_ejects_the_service() {
     }
 }
 
-/// C1: what a service answers with 500 is a failure to Envoy and an answer to Weir, which sees
-/// connections and not what is said on them.
+/// C1: what a service answers with 500 is a failure to Envoy, and an answer to Weir, which sees
+/// connections and not what is said on them, unless it is told to look.
 #[test]
-fn c1_a_500_ejects_the_service_behind_envoy_and_says_nothing_to_weir() {
+fn c1_a_500_ejects_the_service_behind_envoy_and_behind_weir_where_it_reads_http() {
     let (lab, program) = lab!();
     let site = Site::new(&lab);
     let servers =
@@ -235,9 +235,16 @@ fn c1_a_500_ejects_the_service_behind_envoy_and_says_nothing_to_weir() {
     assert!(by_envoy[0].is(500), "{by_envoy:?}");
     assert!(by_envoy[1..].iter().all(EJECTED), "{by_envoy:?}");
     assert!(by_weir.iter().all(|end| end.is(500)), "{by_weir:?}");
-    assert_eq!(servers.map(|server| server.requests()), [1, 5]);
+    assert_eq!(servers.each_ref().map(Web::requests), [1, 5]);
     assert_eq!(envoy.stat("outlier_detection.ejections_enforced_total"), 1);
     assert_eq!(tripped(&agent, "web-w", "tc ingress"), 0);
+    drop(agent);
+    let reading = format!("{BREAKER} http1=on");
+    let agent = site.agent(&lab, &[&reading]);
+    let by_weir = ask(site.through_weir());
+    assert!(by_weir[0].is(500), "{by_weir:?}");
+    assert!(by_weir[1..].iter().all(|end| matches!(end, End::Refused)), "{by_weir:?}");
+    assert_eq!(tripped(&agent, "web-w", "tc ingress"), 1);
 }
 
 /// C1: a service that lets SYNs disappear. Envoy's connect timeout and Weir's are the same number,

@@ -36,6 +36,8 @@ pub(crate) struct Breaker {
     since_ns: u64,
     until_ns: u64,
     consecutive: u64,
+    /// Whether a success followed these failures.
+    calm: bool,
     succeeded: u64,
     /// Everything that was admitted, ever.
     pub(crate) attempts: Vec<Attempt>,
@@ -53,6 +55,7 @@ impl Breaker {
             since_ns: 0,
             until_ns: 0,
             consecutive: 0,
+            calm: false,
             succeeded: 0,
             attempts: Vec::new(),
             verdicts: Vec::new(),
@@ -63,6 +66,7 @@ impl Breaker {
         self.phase = phase;
         self.era += 1;
         self.consecutive = 0;
+        self.calm = false;
         self.succeeded = 0;
         self.verdicts.clear();
     }
@@ -132,13 +136,17 @@ impl Breaker {
         (recent(true), recent(false))
     }
 
-    fn fail(&mut self, now_ns: u64) -> Edge {
+    fn fail(&mut self, after_success: bool, now_ns: u64) -> Edge {
         match self.phase {
             Phase::Open => panic!("nobody fails while it is open"),
             Phase::HalfOpen => return self.reopen(now_ns),
             Phase::Closed => {}
         }
         self.verdicts.push((self.window(now_ns), false));
+        if self.calm && !after_success {
+            self.consecutive = 0;
+        }
+        self.calm = false;
         self.consecutive = (self.consecutive + 1).min(1023);
         let (ok, failed) = self.counts(now_ns);
         let consecutive = self.params.errors > 0 && self.consecutive >= self.params.errors.into();
@@ -158,7 +166,10 @@ impl Breaker {
                 }
             }
             Phase::Closed => {
-                self.consecutive = 0;
+                if self.calm {
+                    self.consecutive = 0;
+                }
+                self.calm = !self.calm && self.consecutive > 0;
                 self.verdicts.push((self.window(now_ns), true));
             }
         }
@@ -173,7 +184,7 @@ impl Breaker {
                 continue;
             }
             self.attempts[index].over = true;
-            let edge = self.fail(now_ns);
+            let edge = self.fail(false, now_ns);
             if edge != Edge::None {
                 return edge;
             }
@@ -231,7 +242,7 @@ impl Breaker {
         match verdict {
             Verdict::Abandoned => Edge::None,
             Verdict::Succeeded => self.succeed(now_ns),
-            Verdict::Failed => self.fail(now_ns),
+            Verdict::Failed => self.fail(false, now_ns),
         }
     }
 
@@ -240,7 +251,7 @@ impl Breaker {
             return Edge::None;
         }
         match self.notice(now_ns) {
-            Edge::None => self.fail(now_ns),
+            Edge::None => self.fail(true, now_ns),
             edge => edge,
         }
     }
@@ -262,7 +273,7 @@ impl Breaker {
                 Phase::Open => self.until_ns.saturating_sub(now_ns),
                 Phase::Closed | Phase::HalfOpen => 0,
             },
-            consecutive: self.consecutive,
+            consecutive: if self.calm { 0 } else { self.consecutive },
             ejections: if closed { self.remembered(now_ns) } else { self.ejections },
             probes_out: if self.phase == Phase::HalfOpen { waiting } else { 0 },
             probes_succeeded: self.succeeded,
