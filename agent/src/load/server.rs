@@ -1,8 +1,9 @@
-//! A server on many addresses at once that counts what it accepts.
+//! A server on many addresses at once that counts what it accepts, at once or when it is told to.
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{self, SocketAddr},
+    os::fd::AsFd as _,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,10 +12,11 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::socket::{self, Backlog};
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::{TcpListener, TcpSocket, TcpStream},
     runtime,
-    sync::oneshot,
+    sync::{oneshot, watch},
     task::LocalSet,
     time::sleep,
 };
@@ -22,7 +24,7 @@ use tokio::{
 use super::{client::raise_file_limit, talk::Talk};
 
 /// As many connections as may wait for `accept`; the kernel takes the lower of this and somaxconn.
-const BACKLOG: u32 = 4096;
+const BACKLOG: u16 = 4096;
 /// After a failed accept (no file descriptor left) others get time to close theirs.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -30,40 +32,81 @@ const PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct Server {
     ports: Vec<(SocketAddr, Arc<AtomicU64>)>,
+    works: watch::Sender<bool>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// How a server begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begin {
+    Working,
+    Idle,
+    Deaf,
 }
 
 impl Server {
     /// Listens on every address before it returns; port 0 takes a free one.
     pub fn start(addresses: &[SocketAddr], talk: Talk) -> io::Result<Self> {
+        Self::begin(addresses, talk, Begin::Working)
+    }
+
+    /// Listens, but accepts nobody before [`work`](Self::work): the kernel completes handshakes,
+    /// and connections stay open without a word.
+    pub fn idle(addresses: &[SocketAddr], talk: Talk) -> io::Result<Self> {
+        Self::begin(addresses, talk, Begin::Idle)
+    }
+
+    /// Listens with a full queue, as a server that hangs: no SYN is answered before
+    /// [`work`](Self::work). On each address a connection of its own fills the queue, and is
+    /// counted as accepted later.
+    pub fn deaf(addresses: &[SocketAddr], talk: Talk) -> io::Result<Self> {
+        Self::begin(addresses, talk, Begin::Deaf)
+    }
+
+    fn begin(addresses: &[SocketAddr], talk: Talk, begin: Begin) -> io::Result<Self> {
         raise_file_limit();
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let (works, when) = watch::channel(begin == Begin::Working);
         let mut ports = Vec::with_capacity(addresses.len());
         let mut listeners = Vec::with_capacity(addresses.len());
-        {
-            let _inside = runtime.enter();
+        let mut own = Vec::new();
+        runtime.block_on(async {
             for address in addresses {
-                let listener = listen(*address).map_err(|error| {
+                let listener = listen(*address, begin).map_err(|error| {
                     io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
                 })?;
+                let address = listener.local_addr()?;
+                if begin == Begin::Deaf {
+                    own.push(fill(&listener, address).await?);
+                }
                 let accepted = Arc::new(AtomicU64::new(0));
-                ports.push((listener.local_addr()?, Arc::clone(&accepted)));
+                ports.push((address, Arc::clone(&accepted)));
                 listeners.push((listener, accepted));
             }
-        }
+            Ok::<_, io::Error>(())
+        })?;
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new().name("load-server".to_owned()).spawn(move || {
             let tasks = LocalSet::new();
             for (listener, accepted) in listeners {
-                tasks.spawn_local(accept(listener, accepted, talk));
+                tasks.spawn_local(accept(listener, accepted, talk, when.clone()));
+            }
+            for mut stream in own {
+                // To the end, or the server's kernel would reset what it cannot deliver.
+                tasks.spawn_local(async move { talk.ask(&mut stream).await });
             }
             tasks.block_on(&runtime, async {
                 // Dropping the sender stops the server too.
                 let _ = stopped.await;
             });
         })?;
-        Ok(Self { ports, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { ports, works, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Accepts from now on, those first who waited.
+    pub fn work(&self) {
+        self.works.send_replace(true);
     }
 
     /// Where it listens, in the order given.
@@ -97,15 +140,36 @@ impl Drop for Server {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr, begin: Begin) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A server may start again while old connections linger.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    // Linux lets one more wait than it is told.
+    socket.listen(if begin == Begin::Deaf { 0 } else { BACKLOG.into() })
 }
 
-async fn accept(listener: TcpListener, accepted: Arc<AtomicU64>, talk: Talk) {
+/// Takes the only place in a listener's queue.
+async fn fill(listener: &TcpListener, address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    // The client knows of the connection a moment before the listener does.
+    // The type has no part in this: any socket can be waited for, and only this one can be by name.
+    let queue = net::TcpStream::from(listener.as_fd().try_clone_to_owned()?);
+    TcpStream::from_std(queue)?.readable().await?;
+    Ok(stream)
+}
+
+async fn accept(
+    listener: TcpListener,
+    accepted: Arc<AtomicU64>,
+    talk: Talk,
+    mut works: watch::Receiver<bool>,
+) {
+    if works.wait_for(|works| *works).await.is_err() {
+        return;
+    }
+    // A queue that was kept short may be as long as others'; at worst it stays short.
+    let _ = socket::listen(&listener, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN));
     loop {
         match listener.accept().await {
             Ok((mut stream, _)) => {

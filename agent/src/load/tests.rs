@@ -100,3 +100,32 @@ fn an_address_in_use_is_named() {
     let error = Server::start(&[taken], Talk::Nothing).unwrap_err();
     assert!(error.to_string().contains(&taken.to_string()), "{error}");
 }
+
+#[test]
+fn an_idle_server_lets_connections_wait() {
+    let server = Server::idle(&[loopback()], Talk::Byte).unwrap();
+    let plan = Plan::to(server.addresses()[0]).parallel(8).attempts(8).talk(Talk::Byte);
+    let client = Client::start(plan).unwrap();
+    while client.in_flight() < 8 {
+        std::thread::yield_now();
+    }
+    assert_eq!((client.stats().attempts(), server.accepted_in_all()), (0, 0));
+    server.work();
+    assert_eq!(client.finish().stats.ok(), 8);
+}
+
+#[test]
+fn a_deaf_server_answers_no_syn_until_it_works() {
+    let server = Server::deaf(&[loopback()], Talk::Byte).unwrap();
+    let plan = Plan::to(server.addresses()[0]).talk(Talk::Byte);
+    let unanswered = plan.clone().timeout(Duration::from_millis(50)).run().unwrap();
+    assert_eq!(unanswered.stats.count(Outcome::Timeout), 1, "{}", unanswered.stats);
+    assert!(unanswered.stats.connect().mean().is_none());
+    let waiting = Client::start(plan.timeout(Duration::from_secs(20))).unwrap();
+    while waiting.in_flight() == 0 {
+        std::thread::yield_now();
+    }
+    server.work();
+    // Its SYN is sent again after a second.
+    assert_eq!(waiting.finish().stats.ok(), 1);
+}
