@@ -11,7 +11,10 @@ use std::{
 };
 
 use super::DemoError;
-use crate::lab::{Namespace, Process};
+use crate::{
+    app::view::Status,
+    lab::{Namespace, Process},
+};
 
 /// How long an agent may take to answer one question, or to end.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -45,6 +48,8 @@ pub trait StartAgent {
 pub trait RunningAgent {
     /// Whether it enforces yet. An error if it is gone.
     fn readiness(&mut self) -> Result<Readiness, DemoError>;
+    /// Where everything stands now.
+    fn status(&mut self) -> Result<Status, DemoError>;
 }
 
 /// What an agent says of itself.
@@ -107,18 +112,34 @@ struct Child {
     log: PathBuf,
 }
 
-impl RunningAgent for Child {
-    fn readiness(&mut self) -> Result<Readiness, DemoError> {
+impl Child {
+    fn lives(&mut self) -> Result<(), DemoError> {
         if let Some(process) = &mut self.process
             && let Some(status) = process.ended()?
         {
             return Err(DemoError::AgentEnded { status, log: last_lines(&self.log) });
         }
+        Ok(())
+    }
+}
+
+impl RunningAgent for Child {
+    fn readiness(&mut self) -> Result<Readiness, DemoError> {
+        self.lives()?;
         Ok(match get(&self.socket, "/readyz") {
             Ok((200, _)) => Readiness::Ready,
             Ok((code, answer)) => Readiness::NotYet(format!("{code} {}", answer.trim())),
             Err(error) => Readiness::NotYet(format!("{}: {error}", self.socket.display())),
         })
+    }
+
+    fn status(&mut self) -> Result<Status, DemoError> {
+        self.lives()?;
+        let status = get(&self.socket, "/status").and_then(|(code, answer)| match code {
+            200 => serde_json::from_str(&answer).map_err(io::Error::from),
+            _ => Err(io::Error::other(format!("{code} {}", answer.trim()))),
+        });
+        status.map_err(DemoError::step("learn the agent's status"))
     }
 }
 

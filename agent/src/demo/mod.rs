@@ -6,6 +6,8 @@
 
 mod agent;
 mod interrupt;
+mod outage;
+mod phase;
 mod prediction;
 mod script;
 mod story;
@@ -23,7 +25,7 @@ use crate::lab::{Lab, LabError, remains};
 /// What the user asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How long the load lasts, at least one second.
+    /// How long the load of the first act lasts, at least one second.
     pub seconds: u64,
     /// Whether to keep everything up afterwards, until Ctrl-C.
     pub hold: bool,
@@ -43,13 +45,24 @@ pub enum Ending {
     /// One admitted more than it may, whatever the others did; which one was printed.
     More,
     /// None admitted more, but one fewer, or attempts were neither accepted nor refused. A host
-    /// too busy for its clients can do that: what a full bucket would have got meanwhile is lost.
+    /// too busy for its clients can do that: what a full bucket would have got meanwhile is lost,
+    /// and an open breaker does not wait for them.
     Fewer,
     /// Ctrl-C came before there was anything to compare.
     Interrupted,
 }
 
 impl Ending {
+    /// Of two acts.
+    const fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Interrupted, _) | (_, Self::Interrupted) => Self::Interrupted,
+            (Self::More, _) | (_, Self::More) => Self::More,
+            (Self::Fewer, _) | (_, Self::Fewer) => Self::Fewer,
+            (Self::AsPredicted, Self::AsPredicted) => Self::AsPredicted,
+        }
+    }
+
     /// For the shell.
     pub const fn exit_code(self) -> u8 {
         match self {

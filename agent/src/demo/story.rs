@@ -13,9 +13,11 @@ use super::{
     DemoError, Ending, Options,
     agent::{Readiness, RunningAgent, Site, StartAgent, last_lines},
     interrupt::Interrupt,
+    outage::{self, Cast},
     prediction::{Asked, Interval, admits},
     script::{
-        DB_PORT, FROM_DB, GREEDY, HOOK_PORT, Limits, OTHER_TALK, POLITE, TO_DB, WEB_PORT, WEB_TALK,
+        API_PORT, DB_PORT, FROM_DB, GREEDY, HOOK_PORT, Limits, OTHER_TALK, POLITE, TO_DB, WEB_PORT,
+        WEB_TALK,
     },
 };
 use crate::{
@@ -38,6 +40,7 @@ struct Stage {
     hook_server: Server,
     web: Host,
     db: Host,
+    api: Host,
     polite: Host,
     greedy: Host,
     node: Node,
@@ -67,7 +70,7 @@ pub(super) fn tell(
     let stage = Stage::set(lab)?;
     introduce(&stage, out)?;
     let limits = Limits::new()?;
-    let file = limits.node_file(&stage.web, &stage.db);
+    let file = limits.node_file(&stage.web, &stage.db, &stage.api);
     let node_file = lab.directory().join("node.yaml");
     fs::write(&node_file, &file)
         .map_err(DemoError::step(format!("write {}", node_file.display())))?;
@@ -100,7 +103,19 @@ pub(super) fn tell(
     if watch(&mut flows, start, seconds, agent.as_mut(), interrupt, out)? {
         return Ok(Ending::Interrupted);
     }
-    let ending = compare(&limits, flows.finish(), &stage, out)?;
+    let first = compare(&limits, flows.finish(), &stage, out)?;
+    let cast = Cast {
+        api: &stage.api,
+        client: &stage.polite,
+        limits: &limits,
+        agent: agent.as_mut(),
+        interrupt,
+    };
+    let (second, _api_server) = outage::play(cast, out)?;
+    if second == Ending::Interrupted {
+        return Ok(second);
+    }
+    let ending = first.and(second);
     if options.hold {
         let flows = stage.open(None)?;
         advise(&stage, &socket, out)?;
@@ -116,7 +131,7 @@ pub(super) fn tell(
 impl Stage {
     fn set(lab: &Lab) -> Result<Self, DemoError> {
         let node = lab.node("node")?;
-        let (web, db) = (node.pod("web")?, node.pod("db")?);
+        let (web, db, api) = (node.pod("web")?, node.pod("db")?, node.pod("api")?);
         let (polite, greedy) = (node.client("polite")?, node.client("greedy")?);
         Ok(Self {
             web_server: serve(&web, WEB_PORT, WEB_TALK)?,
@@ -124,6 +139,7 @@ impl Stage {
             hook_server: serve(&polite, HOOK_PORT, OTHER_TALK)?,
             web,
             db,
+            api,
             polite,
             greedy,
             node,
@@ -164,11 +180,11 @@ fn serve(host: &Host, port: u16, talk: Talk) -> Result<Server, DemoError> {
 }
 
 fn introduce(stage: &Stage, out: &mut dyn Write) -> io::Result<()> {
-    let (web, db) = (stage.web.ipv4(), stage.db.ipv4());
+    let (web, db, api) = (stage.web.ipv4(), stage.db.ipv4(), stage.api.ipv4());
     writeln!(out, "A node, its workloads and their clients, each in a network namespace:\n")?;
     writeln!(out, "  greedy --+                      +-- web  {web}:{WEB_PORT}")?;
-    writeln!(out, "           +-- node (the agent) --+")?;
-    writeln!(out, "  polite --+                      +-- db   {db}:{DB_PORT}\n")
+    writeln!(out, "           +-- node (the agent) --+-- db   {db}:{DB_PORT}")?;
+    writeln!(out, "  polite --+                      +-- api  {api}:{API_PORT}\n")
 }
 
 /// Whether the agent became ready; not if the user wants an end first.
@@ -291,7 +307,7 @@ fn compare(
 ) -> Result<Ending, DemoError> {
     let asked = |report: &Report| Asked::new(report.stats.attempts(), report.span);
     let Reports { greedy_web, polite_web, greedy_db, db_polite } = &reports;
-    let per_source = limits.web_per_source.bucket;
+    let per_source = limits.web_per_source.says;
     let greedy = admits(per_source, &asked(greedy_web));
     let polite = admits(per_source, &asked(polite_web));
     let span = match (greedy_web.span, polite_web.span) {
@@ -299,7 +315,7 @@ fn compare(
         (one, other) => one.or(other),
     };
     let at_web = greedy_web.stats.attempts() + polite_web.stats.attempts();
-    let whole = admits(limits.web.bucket, &Asked::new(at_web, span));
+    let whole = admits(limits.web.says, &Asked::new(at_web, span));
     let verdicts = [
         Verdict {
             workload: stage.web.name(),
@@ -331,7 +347,7 @@ fn compare(
             limit: &limits.db.key,
             whose: "of greedy",
             asked: greedy_db.stats.attempts(),
-            predicted: admits(limits.db.bucket, &asked(greedy_db)),
+            predicted: admits(limits.db.says, &asked(greedy_db)),
             seen: stage.db_server.accepted(DB_PORT),
         },
         Verdict {
@@ -339,7 +355,7 @@ fn compare(
             limit: &limits.db_outbound.key,
             whose: "to polite",
             asked: db_polite.stats.attempts(),
-            predicted: admits(limits.db_outbound.bucket, &asked(db_polite)),
+            predicted: admits(limits.db_outbound.says, &asked(db_polite)),
             seen: stage.hook_server.accepted(HOOK_PORT),
         },
     ];
@@ -386,6 +402,7 @@ fn advise(stage: &Stage, socket: &Path, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "The clients go on and everything stays up until Ctrl-C. Try:\n")?;
     writeln!(out, "  {weir} status --socket {socket}")?;
     writeln!(out, "  {weir} explain web --socket {socket}")?;
+    writeln!(out, "  {weir} explain api --socket {socket}")?;
     writeln!(out, "  {weir} trace --socket {socket}")?;
     writeln!(out, "  ip netns exec {greedy} curl -sS {url}")?;
     writeln!(out, "  ip netns exec {} curl -sS {url}", stage.polite.namespace().name())?;
@@ -410,5 +427,9 @@ mod tests {
         assert_eq!(ending(&[less, more], 1), Ending::More);
         let endings = [Ending::AsPredicted, Ending::More, Ending::Fewer, Ending::Interrupted];
         assert_eq!(endings.map(Ending::exit_code), [0, 1, 4, 130]);
+        assert_eq!(Ending::Fewer.and(Ending::More), Ending::More);
+        assert_eq!(Ending::Fewer.and(Ending::AsPredicted), Ending::Fewer);
+        assert_eq!(Ending::AsPredicted.and(Ending::AsPredicted), Ending::AsPredicted);
+        assert_eq!(Ending::More.and(Ending::Interrupted), Ending::Interrupted);
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::{config, lab::privileged};
+use crate::{app::view::Status, config, lab::privileged};
 
 /// An agent that is as ready as it is told to be, and limits nothing.
 struct Idle(Readiness);
@@ -13,7 +13,7 @@ impl StartAgent for Idle {
         let text = std::fs::read_to_string(site.node_file).unwrap();
         let read = config::read(&text, "node.yaml", None).unwrap();
         assert!(read.problems.is_empty(), "{:?}", read.problems);
-        assert_eq!(read.file.workloads.len(), 2);
+        assert_eq!(read.file.workloads.len(), 3);
         Ok(Box::new(Self(self.0.clone())))
     }
 }
@@ -21,6 +21,10 @@ impl StartAgent for Idle {
 impl RunningAgent for Idle {
     fn readiness(&mut self) -> Result<Readiness, DemoError> {
         Ok(self.0.clone())
+    }
+
+    fn status(&mut self) -> Result<Status, DemoError> {
+        Ok(Status::default())
     }
 }
 
@@ -32,7 +36,7 @@ fn play(interrupt: &Interrupt, agent: &dyn StartAgent) -> (Result<Ending, DemoEr
     // What it printed names its namespaces. None of them is there any more.
     let names: Vec<_> =
         text.lines().filter_map(|line| line.trim().strip_prefix("netns: ")).collect();
-    assert_eq!(names.len(), 2, "{text}");
+    assert_eq!(names.len(), 3, "{text}");
     for name in names {
         assert!(!Path::new("/run/netns").join(name).exists(), "{name}");
     }
@@ -47,12 +51,16 @@ fn without_limits_more_is_admitted_than_predicted_and_nothing_stays() {
     let (ending, text) = play(&Interrupt::default(), &Idle(Readiness::Ready));
     assert_eq!(ending.unwrap(), Ending::More, "{text}");
     let verdicts: Vec<_> = text.lines().filter(|line| line.ends_with(" predicted")).collect();
-    assert_eq!(verdicts.len(), 5, "{text}");
-    for verdict in verdicts {
+    let (first, second) = verdicts.split_at(5);
+    for verdict in first {
         // Only the polite one asks for no more than it may.
         let word = if verdict.contains("of polite") { "as predicted" } else { "MORE than" };
         assert!(verdict.contains(word), "{verdict}");
     }
+    // Without a breaker the second act gets no further than a server that works.
+    assert_eq!(second.len(), 1, "{text}");
+    assert!(second[0].ends_with("OTHER than predicted"), "{text}");
+    assert!(text.contains("The rest of the act"), "{text}");
 }
 
 #[test]
