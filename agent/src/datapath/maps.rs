@@ -60,7 +60,7 @@ const CELL_WORDS: usize = size_of::<CellLine>() / size_of::<u64>();
 const EVENT_INTERVAL_NS: u64 = 10_000_000;
 
 /// Memory of an array map, as words.
-struct Mapped {
+pub(super) struct Mapped {
     memory: MmapRaw,
     words: usize,
 }
@@ -72,7 +72,11 @@ impl std::fmt::Debug for Mapped {
 }
 
 impl Mapped {
-    fn open(directory: &Path, name: &'static str, words: usize) -> Result<Self, DatapathError> {
+    pub(super) fn open(
+        directory: &Path,
+        name: &'static str,
+        words: usize,
+    ) -> Result<Self, DatapathError> {
         let data = pinned(directory, name)?;
         let memory = MmapOptions::new()
             .len(words * size_of::<u64>())
@@ -81,7 +85,7 @@ impl Mapped {
         Ok(Self { memory, words })
     }
 
-    fn word(&self, index: usize) -> Option<&AtomicU64> {
+    pub(super) fn word(&self, index: usize) -> Option<&AtomicU64> {
         if index >= self.words {
             return None;
         }
@@ -92,6 +96,16 @@ impl Mapped {
 
     fn words(&self) -> impl Iterator<Item = &AtomicU64> {
         (0..self.words).filter_map(|index| self.word(index))
+    }
+
+    /// A line of ways.
+    pub(super) fn line(&self, index: usize) -> Option<[&AtomicU64; way::LINE]> {
+        let first = index * way::LINE;
+        let mut line = [self.word(first)?; way::LINE];
+        for (way, word) in line.iter_mut().enumerate() {
+            *word = self.word(first + way)?;
+        }
+        Some(line)
     }
 }
 
@@ -219,6 +233,14 @@ impl Maps {
         };
         set(CLOCK_OFFSET_WORD, clock.realtime_ns().wrapping_sub(clock.monotonic_ns()));
         set(HEARTBEAT_WORD, clock.monotonic_ns());
+    }
+
+    /// The key of the placement hashes.
+    pub(super) fn secret(&self) -> Secret {
+        const FIRST: usize = offset_of!(Config, secret) / 8;
+        std::array::from_fn(|index| {
+            self.config.word(FIRST + index).map_or(0, |word| word.load(Ordering::Relaxed))
+        })
     }
 
     /// Tells the kernel how many workloads are tracked: while there are none, it looks at nothing

@@ -12,9 +12,10 @@ mod events;
 mod maps;
 mod object;
 mod publish;
+mod tracks;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
 };
@@ -28,6 +29,8 @@ pub use self::{
     error::DatapathError,
     events::Events,
     maps::{CellCounts, Maps, TallyView},
+    publish::Rules,
+    tracks::{Adopted, Adoption, Connection, HalfClosed, Key, Seen, Tracks, counts_in},
 };
 use crate::{
     clock::Clock,
@@ -68,6 +71,9 @@ impl Datapath {
         let writers = Writers::open(&directory)?;
         let cells = Cells::adopt(&writers)?;
         let publisher = Publisher::adopt(&writers)?;
+        // What the last agent had no time to tidy up.
+        Tracks::open(&directory, &maps, clock)?
+            .vacate(|slot| publisher.workload_in(slot).is_none());
         let links = Links::adopt(&directory)?;
         Ok(Self { directory, maps, writers, programs, cells, publisher, links, clock, _lock: lock })
     }
@@ -92,8 +98,8 @@ impl Datapath {
     pub fn tick(&mut self) -> Result<(), DatapathError> {
         self.maps.beat(&self.clock);
         self.programs.flush_logs();
-        let Self { publisher, cells, writers, directory, clock, .. } = self;
-        publisher.collect(cells, writers, directory, clock)
+        let Self { publisher, cells, writers, maps, directory, clock, .. } = self;
+        publisher.collect(cells, writers, maps, directory, clock)
     }
 
     /// Shadows a workload until a time (CLOCK_MONOTONIC, ns), or ends that with 0. The kernel
@@ -124,6 +130,21 @@ impl Datapath {
     /// The workload in a slot.
     pub fn workload_in(&self, slot: u32) -> Option<Identity> {
         self.publisher.workload_in(slot)
+    }
+
+    /// What the kernel judges a workload by.
+    pub fn rules(&self, workload: Identity) -> Option<Rules<'_>> {
+        self.publisher.rules(workload)
+    }
+
+    /// The slots of workloads whose connections the kernel tracks.
+    pub fn tracked_slots(&self) -> BTreeSet<u32> {
+        self.publisher.tracked_slots()
+    }
+
+    /// The tracked connections.
+    pub fn tracks(&self) -> Result<Tracks<'_>, DatapathError> {
+        Tracks::open(&self.directory, &self.maps, self.clock)
     }
 
     /// The state of a limit's cell now.

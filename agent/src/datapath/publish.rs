@@ -17,6 +17,7 @@ use super::{
     cells::Cells,
     error::DatapathError,
     maps::{Maps, Writers, referred_cells},
+    tracks::Tracks,
 };
 use crate::{
     clock::Clock,
@@ -48,12 +49,52 @@ impl Published {
     }
 }
 
+/// The rules of a workload as its packets meet them.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules<'a> {
+    published: &'a Published,
+    contents: &'a BTreeMap<u32, Block>,
+}
+
+impl<'a> Rules<'a> {
+    /// The workload's number in the maps.
+    pub const fn slot(&self) -> u32 {
+        self.published.slot
+    }
+
+    /// Whether the kernel tracks its connections.
+    pub const fn is_tracked(&self) -> bool {
+        self.published.is_tracked()
+    }
+
+    /// The rules for a port, if any hold.
+    pub fn of_port(&self, direction: Direction, port: u16) -> Option<&'a Block> {
+        let any = self.published.any[direction as usize];
+        let index = self.published.ports.get(&(direction, port)).copied().unwrap_or(any);
+        self.contents.get(&index)
+    }
+
+    /// The numbers of its blocks: others mean other rules.
+    pub fn blocks(&self) -> Vec<u32> {
+        self.published.blocks().collect()
+    }
+}
+
 /// Something to free when its time comes.
 #[derive(Clone, Copy, Debug)]
 enum Garbage {
     Block(u32),
     Cell(u32),
     Slot(u32),
+}
+
+impl Garbage {
+    const fn slot(self) -> Option<u32> {
+        match self {
+            Self::Slot(slot) => Some(slot),
+            Self::Block(_) | Self::Cell(_) => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -115,6 +156,18 @@ impl Publisher {
 
     pub(super) fn slot(&self, workload: Identity) -> Option<u32> {
         self.workloads.get(&workload).map(|published| published.slot)
+    }
+
+    /// What the kernel judges a workload by.
+    pub(super) fn rules(&self, workload: Identity) -> Option<Rules<'_>> {
+        let published = self.workloads.get(&workload)?;
+        Some(Rules { published, contents: &self.contents })
+    }
+
+    /// The slots of workloads whose connections the kernel tracks.
+    pub(super) fn tracked_slots(&self) -> BTreeSet<u32> {
+        let tracked = self.workloads.values().filter(|published| published.is_tracked());
+        tracked.map(|published| published.slot).collect()
     }
 
     pub(super) fn workload_in(&self, slot: u32) -> Option<Identity> {
@@ -356,12 +409,20 @@ impl Publisher {
         &mut self,
         cells: &mut Cells,
         writers: &mut Writers,
+        maps: &Maps,
         directory: &Path,
         clock: &Clock,
     ) -> Result<(), DatapathError> {
         self.reclaim_blocks(clock);
         let now = clock.monotonic_ns();
-        let (due, later) = self.garbage.drain(..).partition(|(time, _)| *time <= now);
+        let is_due = |(time, _): &(u64, Garbage)| *time <= now;
+        let left = |garbage: &&(u64, Garbage)| is_due(garbage);
+        let left: BTreeSet<u32> =
+            self.garbage.iter().filter(left).filter_map(|(_, garbage)| garbage.slot()).collect();
+        if !left.is_empty() {
+            Tracks::open(directory, maps, *clock)?.vacate(|slot| left.contains(&slot));
+        }
+        let (due, later) = self.garbage.drain(..).partition(is_due);
         self.garbage = later;
         let due: Vec<(u64, Garbage)> = due;
         for (_, garbage) in due {
