@@ -2,11 +2,13 @@
 //! node.
 //!
 //! `policy` and `config` read what people want, `compile` turns it into tables, `datapath` makes
-//! the kernel hold them, `workload` finds the interfaces, `app` wires these together. `lab`, `load`
+//! the kernel hold them, `workload` finds the interfaces, `audit` compares tracked connections with
+//! sockets, `app` wires these together. `lab`, `load`
 //! and `demo` show it at work.
 
 pub mod admin;
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod clock;
 pub mod compile;

@@ -46,6 +46,8 @@ macro_rules! on_each_side {
 
 #[path = "netns/appearing.rs"]
 mod appearing;
+#[path = "netns/audit.rs"]
+mod audit;
 #[path = "netns/breakers.rs"]
 mod breakers;
 #[path = "netns/connections.rs"]

@@ -28,8 +28,8 @@ use weir_common::{
 use super::{Bounds, Inspect, Peer, bind, serve_within};
 use crate::{
     app::view::{
-        BreakerStatus, ExplainedLine, Explanation, History, HistoryEntry, LimitStatus, Pause,
-        Recent, RecentSecond, RecentWorkload, Refusal, Reloads, Seen, Stated, Status,
+        AuditStatus, BreakerStatus, ExplainedLine, Explanation, History, HistoryEntry, LimitStatus,
+        Pause, Recent, RecentSecond, RecentWorkload, Refusal, Reloads, Seen, Stated, Status,
         SuggestedLine, Suggestion, UplinkStatus, WorkloadStatus,
     },
     telemetry::{self, LevelHandle, Levels},
@@ -349,6 +349,17 @@ pub(crate) fn status() -> Status {
             .chain(outbound)
             .chain([open, handshakes, breaker])
             .collect(),
+        audit: Some(AuditStatus {
+            age_seconds: Some(12.0),
+            tracked: 340,
+            unjudged: 2,
+            excess: 1,
+            missing: 4,
+            removed: 7,
+            adopted: 504,
+            errors: 1,
+            error: None,
+        }),
         decisions: everything,
         ..WorkloadStatus::default()
     };

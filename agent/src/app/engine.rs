@@ -26,9 +26,10 @@ use super::{
     view,
 };
 use crate::{
+    audit::{Auditor, Confirmation, Looked, Subject, Unconfirmed},
     clock::Clock,
     compile::{Change, Identity, LineRef, NodeFacts, Tables, compile, diff},
-    config::{self, Evaluated, NodeFile, Report, evaluate, read},
+    config::{self, Evaluated, Location, NodeFile, Report, evaluate, read},
     datapath::{Attached, Attachment, Datapath, DatapathError, Target},
     policy::{Effective, LastGood, Origin, Period, Port},
     workload::{self, Interface, interfaces},
@@ -61,6 +62,7 @@ pub struct Engine {
     history_path: PathBuf,
     /// Whether the history is newer than its file.
     history_changed: bool,
+    auditor: Auditor,
     refusals: BTreeMap<Identity, VecDeque<view::Refusal>>,
     latest: VecDeque<view::Refusal>,
     trace: broadcast::Sender<view::Refusal>,
@@ -75,6 +77,8 @@ struct Known {
     effective: Effective,
     problems: Vec<String>,
     attached: Result<Attached, String>,
+    /// The interface that its packets are seen at, and its addresses.
+    seen_at: Option<(u32, Vec<IpAddr>)>,
 }
 
 impl Engine {
@@ -98,6 +102,7 @@ impl Engine {
             observer: Observer::default(),
             history: History::default(),
             history_changed: false,
+            auditor: Auditor::new(),
             refusals: BTreeMap::new(),
             latest: VecDeque::new(),
             trace: broadcast::channel(TRACE).0,
@@ -211,6 +216,7 @@ impl Engine {
                 problems: problems.iter().map(ToString::to_string).collect(),
                 attached: known
                     .map_or_else(|| Err("not attached yet".to_owned()), |known| known.attached),
+                seen_at: None,
             });
         }
         self.note_policies();
@@ -310,8 +316,13 @@ impl Engine {
         missing: &mut BTreeMap<Identity, String>,
     ) {
         let mut attached: BTreeMap<Identity, Result<Attached, String>> = BTreeMap::new();
+        let mut seen_at = BTreeMap::new();
         for (attachment, result) in results {
-            if let Target::Workload { workload, .. } = attachment.target {
+            if let Target::Workload { workload, addresses, .. } = &attachment.target {
+                let workload = *workload;
+                if result.is_ok() {
+                    seen_at.insert(workload, (attachment.ifindex, addresses.clone()));
+                }
                 let result = match result {
                     Ok(how) => Ok(how.clone()),
                     Err(problem) => Err(explain_error(problem)),
@@ -320,6 +331,7 @@ impl Engine {
             }
         }
         for known in &mut self.workloads {
+            known.seen_at = seen_at.remove(&known.identity);
             let now = attached.remove(&known.identity).unwrap_or_else(|| {
                 Err(missing.remove(&known.identity).unwrap_or_else(|| "not attached".to_owned()))
             });
@@ -366,6 +378,45 @@ impl Engine {
     pub fn sweep(&mut self) {
         let cleared = self.datapath.maps().clear_old_ways(&self.clock);
         debug!(cleared, "cleared ways whose time has passed");
+    }
+
+    /// The workloads whose connections are to be compared with their sockets now. Looking at them
+    /// needs no engine, and takes its time.
+    pub fn audits_due(&mut self) -> Vec<Subject> {
+        let seen = self.workloads.iter();
+        let seen: BTreeMap<_, _> = seen
+            .filter_map(|known| Some((known.name.as_str(), (known, known.seen_at.as_ref()?))))
+            .collect();
+        let mut subjects = Vec::new();
+        for workload in &self.file.workloads {
+            let Some((known, seen_at)) = seen.get(workload.name.as_str()) else { continue };
+            let (ifindex, addresses) = (*seen_at).clone();
+            let netns = match &workload.location {
+                Location::Host { .. } => None,
+                Location::Namespace { netns, .. } => Some(netns.path()),
+            };
+            let (workload, name) = (known.identity, known.name.clone());
+            subjects.push(Subject { workload, name, netns, ifindex, addresses });
+        }
+        let now = self.clock.monotonic_ns();
+        self.auditor.due(subjects, &self.datapath, now)
+    }
+
+    /// Whether there is something to audit without a look at sockets.
+    pub fn audit_is_due(&self) -> bool {
+        self.auditor.is_due(self.clock.monotonic_ns())
+    }
+
+    /// Takes in what looks at sockets showed; what was adopted is to be looked at again.
+    pub fn audit(&mut self, looked: Vec<Looked>) -> Vec<Unconfirmed> {
+        let now = self.clock.monotonic_ns();
+        self.auditor.audit(looked, &self.datapath, now)
+    }
+
+    /// Takes in those second looks.
+    pub fn confirm(&mut self, confirmations: Vec<Confirmation>) {
+        let now = self.clock.monotonic_ns();
+        self.auditor.confirm(confirmations, &self.datapath, now);
     }
 
     /// Takes in one event of the kernel.
@@ -637,6 +688,7 @@ impl Engine {
             before: attached.map(|attached| attached.before.clone()).unwrap_or_default(),
             paused_seconds: paused_ns.map(seconds),
             limits: self.limits(known),
+            audit: self.auditor.status(known.identity, self.clock.monotonic_ns()),
             decisions: self.decisions(known),
         }
     }

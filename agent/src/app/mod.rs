@@ -14,6 +14,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -30,6 +31,7 @@ use tracing::{error, info};
 pub use self::engine::Engine;
 use crate::{
     admin::{self, Inspect, Peer},
+    audit::{Subject, Unconfirmed},
     clock::Clock,
     datapath::{Datapath, Events},
     telemetry::LevelHandle,
@@ -163,6 +165,7 @@ async fn agent(options: Options) -> anyhow::Result<()> {
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut check = interval(Duration::from_secs(30));
     let mut day = interval(Duration::from_secs(6 * 3600));
+    let mut audits = pin!(shared.audit_forever());
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -197,6 +200,7 @@ async fn agent(options: Options) -> anyhow::Result<()> {
                 }).await?;
             }
             _ = check.tick() => shared.step(Engine::reconcile).await?,
+            failed = &mut audits => return Err(failed),
             _ = day.tick() => shared.step(Engine::sweep).await?,
         }
     }
@@ -209,6 +213,40 @@ async fn agent(options: Options) -> anyhow::Result<()> {
 }
 
 impl Shared {
+    /// Compares tracked connections with sockets when that is due. Ends only by a failure.
+    ///
+    /// Between the steps of the engine, looking at sockets holds nobody up.
+    async fn audit_forever(&self) -> anyhow::Error {
+        let mut second = interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            second.tick().await;
+            let shared = self.clone();
+            if let Err(error) = tokio::task::spawn_blocking(move || shared.audit()).await {
+                return anyhow::Error::new(error).context("an audit failed");
+            }
+        }
+    }
+
+    fn audit(&self) {
+        let (due, others) = {
+            let mut engine = self.engine();
+            (engine.audits_due(), engine.audit_is_due())
+        };
+        if due.is_empty() && others {
+            self.engine().audit(Vec::new());
+        }
+        // A few at a time: what all of them show would need much memory at once.
+        for some in due.chunks(16) {
+            let looked = some.iter().cloned().map(Subject::look).collect();
+            let unconfirmed = self.engine().audit(looked);
+            if !unconfirmed.is_empty() {
+                let again = unconfirmed.into_iter().map(Unconfirmed::look).collect();
+                self.engine().confirm(again);
+            }
+        }
+    }
+
     /// Takes in what the kernel told; bounded, so that a flood of events starves nobody.
     fn take(&self, events: &mut Events) {
         const AT_ONCE: usize = 4096;

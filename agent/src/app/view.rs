@@ -69,8 +69,34 @@ pub struct WorkloadStatus {
     pub paused_seconds: Option<f64>,
     /// Its limits.
     pub limits: Vec<LimitStatus>,
+    /// How its tracked connections compare with its sockets; absent when none are tracked.
+    pub audit: Option<AuditStatus>,
     /// Decisions: hook and direction (`tc ingress`), then `verdict reason`, then count.
     pub decisions: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// How a workload's tracked connections compare with its sockets.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AuditStatus {
+    /// Seconds since they were compared last; absent before the first time.
+    pub age_seconds: Option<f64>,
+    /// Established connections that are tracked, after the last audit.
+    pub tracked: u64,
+    /// Those without a socket of which that says nothing: their local end is not in the namespace.
+    pub unjudged: u64,
+    /// Connections that the last audit found to be tracked and gone.
+    pub excess: u64,
+    /// Connections that the last audit found to exist untracked.
+    pub missing: u64,
+    /// Connections that audits have removed.
+    pub removed: u64,
+    /// Connections that audits have adopted.
+    pub adopted: u64,
+    /// Audits that failed.
+    pub errors: u64,
+    /// Why the last one did, if it did.
+    pub error: Option<String>,
 }
 
 /// One uplink of [`Status`].

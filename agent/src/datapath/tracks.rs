@@ -74,8 +74,8 @@ impl Key {
             let words = [local.high, local.low, remote.high, remote.low, tail];
             (nh::hash(secret, words), nh::second_hash(secret, words))
         };
-        let line = |hash: u32| (hash & (TRACK_LINES - 1)) as usize;
-        ([line(hash as u32), line((hash >> 32) as u32)], track::tag(second))
+        let lines = track::lines_of(hash, TRACK_LINES).map(|line| line as usize);
+        (lines, track::tag(second))
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
         kind_of,
     },
 };
-use crate::app::view::{CONDITIONS, LimitStatus, Status, WorkloadStatus};
+use crate::app::view::{AuditStatus, CONDITIONS, LimitStatus, Status, WorkloadStatus};
 
 /// How programs may be attached to a workload.
 const WORKLOAD_KINDS: [&str; 2] = ["tcx", "clsact"];
@@ -53,6 +53,7 @@ impl Collector for Exposition {
         self.uplinks(&mut page)?;
         self.limits(&mut page)?;
         self.decisions(&mut page)?;
+        self.audits(&mut page)?;
         self.tables(&mut page)
     }
 }
@@ -265,6 +266,61 @@ impl Exposition {
                 })
             })
         })
+    }
+
+    fn audits(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.counters(
+            "weir_audit_removed",
+            "Tracked connections that audits removed because they had no socket any more.",
+            self.each_audit(|audit| audit.removed),
+        )?;
+        page.counters(
+            "weir_audit_adopted",
+            "Connections that audits found untracked, and that count since.",
+            self.each_audit(|audit| audit.adopted),
+        )?;
+        page.counters(
+            "weir_audit_errors",
+            "Audits that failed: connections are tracked and limited all the same.",
+            self.each_audit(|audit| audit.errors),
+        )?;
+        page.gauges(
+            "weir_audit_tracked",
+            "Established connections that were tracked after the last audit.",
+            self.each_audit(|audit| audit.tracked),
+        )?;
+        page.gauges(
+            "weir_audit_unjudged",
+            "Tracked connections without a socket of which the last audit could not expect one.",
+            self.each_audit(|audit| audit.unjudged),
+        )?;
+        page.gauges(
+            "weir_audit_excess",
+            "Connections that the last audit found to be tracked and gone.",
+            self.each_audit(|audit| audit.excess),
+        )?;
+        page.gauges(
+            "weir_audit_missing",
+            "Connections that the last audit found to exist untracked.",
+            self.each_audit(|audit| audit.missing),
+        )?;
+        let ages = self.all_audits();
+        let ages = ages.filter_map(|(workload, audit)| Some((workload, audit.age_seconds?)));
+        page.family(
+            "weir_audit_age",
+            "Since tracked connections were compared with sockets.",
+            Some(Unit::Seconds),
+            ages.collect(),
+        )
+    }
+
+    fn all_audits(&self) -> impl Iterator<Item = (Workload, &AuditStatus)> {
+        let workloads = self.status.workloads.iter();
+        workloads.filter_map(|workload| Some((named(workload), workload.audit.as_ref()?)))
+    }
+
+    fn each_audit(&self, value: fn(&AuditStatus) -> u64) -> impl Iterator<Item = (Workload, u64)> {
+        self.all_audits().map(move |(workload, audit)| (workload, value(audit)))
     }
 
     fn tables(&self, page: &mut Page<'_>) -> fmt::Result {
