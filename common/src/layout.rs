@@ -19,7 +19,7 @@
 //! | `SOURCES` | array of lines, mapped | hash | kernel; the agent clears old ways |
 //! | `PENDING` | array of lines, mapped | hash | kernel; the agent clears old ways |
 //! | `TRACKS` | array of lines, mapped | hash | kernel and agent, by compare-and-swap only |
-//! | `SLOTS` | array of [`Slot`], mapped | line × 8 + way | whoever won the way; the agent reads |
+//! | `SLOTS` | array of [`Slot`], mapped | line × 8 + way | whoever won the way: kernel and agent |
 //! | `SOURCE_LOADS` | array of lines, mapped | hash | kernel and agent, by compare-and-swap only |
 //! | `EVENTS` | ring buffer of [`Event`] | – | kernel |
 

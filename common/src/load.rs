@@ -236,7 +236,7 @@ pub fn would_refuse(word: u64, now_ns: u64, bounds: Bounds) -> Option<Opened> {
 }
 
 /// Counts what happened to a connection that was opened at `opened_ns`. `false` when too many others
-/// changed the word at once: the audit will find the difference.
+/// changed the word at once: then it stays wrong until as many connections close.
 #[inline(always)]
 pub fn change<W: Word>(cell: &W, change: Change, opened_ns: u64, now_ns: u64) -> bool {
     (0..TRIES).any(|_| try_change(cell, change, opened_ns, now_ns))

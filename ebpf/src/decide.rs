@@ -128,12 +128,17 @@ fn on_syn(tc: &Tc, hook: Hook, syn: &Segment) -> i32 {
         // The connection that has its addresses and ports is counted already.
         rule::give_back_tracked(site.block(), ruling.took(), syn.peer(direction), now_ns);
     }
-    if weir_admit(syn, site.0, ruling.0, known.0, now_ns) != 0 {
-        // What cannot be tracked cannot be counted: it is refused, or the limit would not hold.
-        rule::give_back(site.block(), ruling.took(), syn.peer(direction), now_ns);
-        return refuse(tc, site, syn, ruling, now_ns);
+    match weir_admit(syn, site.0, ruling.0, known.0, now_ns) {
+        0 => NEXT,
+        lack => {
+            rule::give_back(site.block(), ruling.took(), syn.peer(direction), now_ns);
+            if lack == 2 {
+                return NEXT;
+            }
+            // What cannot be tracked cannot be counted: it is refused, or the limit would not hold.
+            refuse(tc, site, syn, ruling, now_ns)
+        }
     }
-    NEXT
 }
 
 /// Where a packet is judged, packed for BPF functions.
@@ -189,7 +194,7 @@ impl Site {
 }
 
 /// Counts a SYN that no rule refuses, and remembers or tracks its connection. 1 when there is no room
-/// to track it: then it is not counted.
+/// to track it, and 2 when that concerns only rules in shadow: then it is not counted.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weir_admit(
@@ -206,7 +211,12 @@ pub extern "C" fn weir_admit(
     let admission = ruling.admission();
     let must_track = site.is_tracked() && admission == Reason::Admitted && !known.is_again();
     if must_track && !track::open(syn, site.owner(), site.block(), ruling.took(), now_ns) {
-        return 1;
+        if rule::enforces_tracked(site.block()) {
+            return 1;
+        }
+        // What only counts refuses nobody.
+        emit::count(slot, hook, Verdict::Shadow, Reason::TableFull);
+        return 2;
     }
     if let Some(rule) = rule::find(site.block(), ruling.shadowed()) {
         let unaudited = rule::counts_connections(rule) && is_unaudited(now_ns);

@@ -131,6 +131,29 @@ pub fn find(block: u32, rule: Option<u32>) -> Option<&'static Rule> {
     rule_of(block, rule?)
 }
 
+/// Whether a block has a rule that must have its connections tracked and is not in shadow.
+#[inline(always)]
+pub fn enforces_tracked(block: u32) -> bool {
+    weir_enforces_tracked(block) != 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_enforces_tracked(block: u32) -> u64 {
+    let Some(rules) = maps::block(block) else { return 0 };
+    let mut enforces = 0;
+    for index in 0..MAX_RULES {
+        let rule = &rules.rules[index];
+        if (index as u32) < rules.count
+            && rule.kind >= RuleKind::Load as u8
+            && rule.flags & RULE_SHADOW == 0
+        {
+            enforces = 1;
+        }
+    }
+    enforces
+}
+
 /// Whether a rule is about how many connections there are.
 #[inline(always)]
 pub fn counts_connections(rule: &Rule) -> bool {

@@ -83,8 +83,9 @@ fn write_all(text: &mut String, explanation: &Explanation, look: &Look) -> fmt::
             counts(text, limit)?;
         }
     }
-    let (decisions, faults) = decisions(workload);
+    let (decisions, changes, faults) = decisions(workload);
     table(text, look, "DECISIONS", decisions)?;
+    table(text, look, "CHANGES OF BREAKERS", changes)?;
     table(text, look, "FAULTS (the packets are among the decisions too)", faults)?;
     table(text, look, "LAST REFUSALS (sampled)", refusals::table(refusals, look))
 }
@@ -230,16 +231,16 @@ fn fact(text: &mut String, word: &str, fact: &str) -> fmt::Result {
     Ok(())
 }
 
-/// The decisions, and what went otherwise than decided.
-fn decisions(workload: &WorkloadStatus) -> (Table, Table) {
+/// The decisions, what became of breakers, and what went otherwise than decided.
+fn decisions(workload: &WorkloadStatus) -> (Table, Table, Table) {
     let mut decisions = Table::new(&[
         ("AT", Side::Left),
         ("VERDICT", Side::Left),
         ("REASON", Side::Left),
         ("PACKETS", Side::Right),
     ]);
-    let mut faults =
-        Table::new(&[("AT", Side::Left), ("REASON", Side::Left), ("TIMES", Side::Right)]);
+    let few = [("AT", Side::Left), ("REASON", Side::Left), ("TIMES", Side::Right)];
+    let (mut changes, mut faults) = (Table::new(&few), Table::new(&few));
     for (place, row) in &workload.decisions {
         for (what, count) in row {
             let (verdict, reason) = what.split_once(' ').unwrap_or((what, ""));
@@ -249,13 +250,12 @@ fn decisions(workload: &WorkloadStatus) -> (Table, Table) {
                     let verdict = Cell::new(verdict, Mood::of_verdict(verdict));
                     decisions.row([at, verdict, reason.into(), count]);
                 }
-                Kind::Fault | Kind::LostEvent | Kind::Edge => {
-                    faults.row([at, reason.into(), count])
-                }
+                Kind::Fault | Kind::LostEvent => faults.row([at, reason.into(), count]),
+                Kind::Edge => changes.row([at, reason.into(), count]),
             }
         }
     }
-    (decisions, faults)
+    (decisions, changes, faults)
 }
 
 #[cfg(test)]

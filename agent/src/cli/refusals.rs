@@ -33,6 +33,9 @@ pub(super) fn table(refusals: &[Refusal], look: &Look) -> Table {
     table
 }
 
+/// What stands for no connection.
+const NOBODY: &str = "[::]:0";
+
 /// From the peer's end to the workload's, or the other way round. The workload's own address is
 /// known: of it, only the port is shown.
 pub(super) fn connection(refusal: &Refusal) -> String {
@@ -41,6 +44,10 @@ pub(super) fn connection(refusal: &Refusal) -> String {
         Err(_) => endpoint.to_owned(),
     };
     let (source, destination) = (&refusal.source, &refusal.destination);
+    if source == NOBODY {
+        // A change that no connection caused: time did.
+        return "-".to_owned();
+    }
     if refusal.direction == "egress" {
         format!("{} -> {destination}", own(source))
     } else {
@@ -74,5 +81,6 @@ mod tests {
         assert_eq!(connection(&outbound), ":51000 -> [2001:db8::9]:443");
         let odd = refusal("ingress", "?", "??");
         assert_eq!(connection(&odd), "? -> ??");
+        assert_eq!(connection(&refusal("ingress", "[::]:0", "[::]:0")), "-");
     }
 }

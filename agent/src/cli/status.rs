@@ -145,7 +145,7 @@ fn limits(workloads: &[WorkloadStatus]) -> Table {
         ("LIMIT", Side::Left),
         ("VALUE", Side::Left),
         ("TOKENS", Side::Right),
-        ("OPEN", Side::Right),
+        ("NOW", Side::Right),
         ("OFFERED", Side::Right),
         ("ADMITTED", Side::Right),
         ("REFUSED", Side::Right),
@@ -166,11 +166,14 @@ fn limits(workloads: &[WorkloadStatus]) -> Table {
             ]);
         }
     }
-    table.without_idle("SHADOWED", "0").without_idle("OPEN", "-")
+    table.without_idle("SHADOWED", "0").without_idle("NOW", "-")
 }
 
-/// What is open now, of what the limit is about.
+/// What is open now, of what the limit is about; where a breaker is.
 fn open(limit: &LimitStatus) -> String {
+    if let Some(breaker) = &limit.breaker {
+        return clean(&breaker.state);
+    }
     let open = match limit.kind.as_str() {
         "max-handshakes" => limit.handshakes,
         _ => limit.connections,

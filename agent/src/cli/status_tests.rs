@@ -23,7 +23,7 @@ UPLINK  ATTACHED  DETAIL
 eth0    xdp
 eth1    -         cannot run XDP in its driver
 
-WORKLOAD  LIMIT                   VALUE        TOKENS  OPEN  OFFERED  ADMITTED  REFUSED  SHADOWED
+WORKLOAD  LIMIT                   VALUE        TOKENS   NOW  OFFERED  ADMITTED  REFUSED  SHADOWED
 web       connections.80          100/s             7     -    812/s      1000       50         0
                                   burst=200
 web       connections.80          80/s shadow       7     -    812/s      1000        0         9
@@ -35,7 +35,7 @@ web       outbound-connections    50/s              7     -    812/s      1000  
           to=192.0.2.10/32
 web       max-connections.80      500               -    40    812/s      1000       50         0
 web       max-handshakes.80       100               -     3    812/s      1000       50         0
-web       breaker.80              errors=5          -     -    812/s      1000       50         0
+web       breaker.80              errors=5          -  open    812/s      1000       50         0
 ";
     assert_eq!(text.replace(env!("CARGO_PKG_VERSION"), "0.1.0"), expected, "{text}");
 }
