@@ -480,7 +480,7 @@ pub extern "C" fn weir_note(place: u32, block: u32, took: u64) -> u64 {
         } else if rule.kind == RuleKind::SourceLoad as u8 && sources < MAX_SOURCE_LOADS {
             let crowded = (took >> (16 + index)) as u32 & 1;
             slot.source_loads[sources] =
-                rule::source_load(rule, slot.remote, crowded != 0, slot.opened_ns);
+                rule::load::note(rule, slot.remote, crowded != 0, slot.opened_ns);
             sources += 1;
         }
     }

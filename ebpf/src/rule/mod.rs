@@ -4,18 +4,16 @@
 //! arguments, rather than again for every rule of a block and every path that leads to it. That is
 //! why they take numbers and find the rule again.
 
+pub mod load;
+mod source;
+
 use weir_common::{
     addr::Addr,
     gcra::{self, Params, Step, Taken},
-    layout::{
-        Direction, MAX_RULES, RULE_SHADOW, Rule, RuleKind, SOURCE_LINES, SOURCE_LOAD_LINES,
-        Workload,
-    },
-    load::{self, Bounds, Change, Opened, Place},
-    nh,
-    source::{self, SourceParams},
+    layout::{Direction, MAX_RULES, RULE_SHADOW, Rule, RuleKind, Workload},
+    load::{self as loads, Bounds, Change, Opened},
+    nh, source as buckets,
     verdict::Reason,
-    way,
     word::{TRIES, Word as _},
 };
 
@@ -218,14 +216,14 @@ pub extern "C" fn weir_judge(
         let outcome = match take_uncontended(rule, now_ns) {
             Some(outcome) => outcome,
             None if rule.kind == RuleKind::Source as u8 => {
-                weir_take_source(block, index, high, low, now_ns) as u32
+                source::weir_take_source(block, index, high, low, now_ns) as u32
             }
             None if rule.kind == RuleKind::SourceLoad as u8 => {
-                weir_take_source_load(block, index, high, low, now_ns) as u32
+                load::weir_take_source_load(block, index, high, low, now_ns) as u32
             }
             None if rule.kind == RuleKind::Breaker as u8 => ask(rule, owner, now_ns) as u32,
             None if rule.kind == RuleKind::Load as u8 => {
-                weir_take_load(rule.cell, rule.cost, rule.burst, now_ns) as u32
+                load::weir_take_load(rule.cell, rule.cost, rule.burst, now_ns) as u32
             }
             None => weir_take(rule.cell, rule.cost, rule.burst, rule.step, now_ns) as u32,
         };
@@ -340,73 +338,6 @@ pub extern "C" fn weir_take(cell: u32, cost: u64, burst: u64, step: u64, now_ns:
     result
 }
 
-/// Takes from a source's bucket.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_take_source(block: u32, rule: u32, high: u64, low: u64, now_ns: u64) -> u64 {
-    let mut result = CONTENDED;
-    for _ in 0..TRIES {
-        result = weir_try_source(block, rule, high, low, now_ns);
-        if result & CONTENDED == 0 {
-            break;
-        }
-    }
-    result
-}
-
-/// One attempt at a source's bucket.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_try_source(block: u32, rule: u32, high: u64, low: u64, now_ns: u64) -> u64 {
-    let Some(rule) = rule_of(block, rule) else { return TOOK };
-    let Some((index, tag)) = source_place(rule, Addr { high, low }) else { return TOOK };
-    let Some(line) = maps::source_line(index) else { return TOOK };
-    // The compiler knows what the function returns, the verifier must see it.
-    let way = opaque(weir_source_way(index, tag, now_ns) as usize) & (way::LINE - 1);
-    let mut taken = source::take_from(&line, way, tag, now_ns, &source_params(rule));
-    let place = (way as u64) << 32 | tag;
-    if taken == Taken::Admitted && weir_has_rival(index, place, rule.step, now_ns) != 0 {
-        taken = Taken::Contended;
-        for _ in 0..TRIES {
-            if weir_take_back(index, place, rule.cost, rule.step, now_ns) != 0 {
-                break;
-            }
-        }
-    }
-    let result = code(taken) | if way == source::WAYS { CROWDED } else { 0 };
-    count_admitted(rule.cell, result as u32);
-    result
-}
-
-/// The way of a line from which a source's tokens are taken.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_source_way(line: u32, tag: u64, now_ns: u64) -> u64 {
-    maps::source_line(line).map_or(0, |line| source::way_for(&line, tag, now_ns) as u64)
-}
-
-/// Looks once more after a token was taken from `place`, `way << 32 | tag` of a line; 1 when it must be
-/// taken back.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_has_rival(line: u32, place: u64, step: u64, now_ns: u64) -> u64 {
-    let Some(line) = maps::source_line(line) else { return 0 };
-    let (way, tag) = ((place >> 32) as usize & (way::LINE - 1), place & 0xffff_ffff);
-    // What a bucket holds says nothing here.
-    let params = SourceParams { cost: 0, burst: 0, step };
-    u64::from(source::has_rival(&line, way, tag, now_ns, &params))
-}
-
-/// One attempt to take that token back; 1 when it is done.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_take_back(line: u32, place: u64, cost: u64, step: u64, now_ns: u64) -> u64 {
-    let Some(line) = maps::source_line(line) else { return 1 };
-    let (way, tag) = ((place >> 32) as usize & (way::LINE - 1), place & 0xffff_ffff);
-    let params = SourceParams { cost, burst: 0, step };
-    u64::from(source::try_take_back(&line, way, tag, now_ns, &params))
-}
-
 /// Asks a breaker.
 #[inline(always)]
 fn ask(rule: &Rule, owner: Owner, now_ns: u64) -> u64 {
@@ -419,122 +350,6 @@ fn ask(rule: &Rule, owner: Owner, now_ns: u64) -> u64 {
     };
     count_admitted(rule.cell, result as u32);
     result
-}
-
-/// Takes from a source's load.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_take_source_load(
-    block: u32,
-    rule: u32,
-    high: u64,
-    low: u64,
-    now_ns: u64,
-) -> u64 {
-    let mut result = CONTENDED;
-    for _ in 0..TRIES {
-        result = weir_open_source(block, rule, high, low, now_ns);
-        if result & CONTENDED == 0 {
-            break;
-        }
-    }
-    result
-}
-
-/// Takes from a load.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_take_load(cell: u32, connections: u64, handshakes: u64, now_ns: u64) -> u64 {
-    let mut result = CONTENDED;
-    for _ in 0..TRIES {
-        result = weir_open_load(cell, connections, handshakes, now_ns);
-        if result != CONTENDED {
-            break;
-        }
-    }
-    count_admitted(cell, result as u32);
-    result
-}
-
-/// One attempt at a load.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_open_load(cell: u32, connections: u64, handshakes: u64, now_ns: u64) -> u64 {
-    let Some(cell) = maps::cell(cell) else { return TOOK };
-    match load::try_open(&cell, now_ns, Bounds { connections, handshakes }) {
-        Opened::Opened => TOOK,
-        Opened::TooManyConnections => 0,
-        Opened::TooManyHandshakes => OTHERWISE,
-        Opened::Contended => CONTENDED,
-    }
-}
-
-/// One attempt at a source's load.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_open_source(block: u32, rule: u32, high: u64, low: u64, now_ns: u64) -> u64 {
-    let Some(rule) = rule_of(block, rule) else { return TOOK };
-    let Some((index, tag)) = source_load_place(rule, Addr { high, low }) else { return TOOK };
-    let Some(line) = maps::source_load_line(index) else { return TOOK };
-    let place = place_of(weir_place(index, tag, now_ns));
-    let (mut opened, here) = load::open_in(&line, place, tag, now_ns, rule.cost);
-    if opened == Opened::Opened {
-        let room = rule.cost.saturating_sub(here);
-        if weir_is_too_much(index, (place.way as u64) << 32 | tag, room, now_ns) != 0 {
-            let place = tag << 32 | u64::from(index) * way::LINE as u64 + place.way as u64;
-            track::weir_change_source(place, Change::Abandoned as u32, now_ns, now_ns);
-            opened = Opened::Contended;
-        }
-    }
-    let crowded = if place.way == load::WAYS { CROWDED } else { 0 };
-    let result = match opened {
-        Opened::Opened => TOOK | crowded,
-        Opened::TooManyConnections | Opened::TooManyHandshakes => crowded,
-        Opened::Contended => CONTENDED,
-    };
-    count_admitted(rule.cell, result as u32);
-    result
-}
-
-/// Where a source's connections count in a line: `elsewhere << 8 | way`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_place(line: u32, tag: u64, now_ns: u64) -> u64 {
-    let Some(line) = maps::source_load_line(line) else { return load::WAYS as u64 };
-    let place = load::place_for(&line, tag, now_ns);
-    place.elsewhere << 8 | place.way as u64
-}
-
-#[inline(always)]
-fn place_of(packed: u64) -> Place {
-    // The compiler knows what the function returns, the verifier must see it.
-    Place { way: opaque(packed as usize) & (way::LINE - 1), elsewhere: packed >> 8 }
-}
-
-/// Looks once more after a connection was counted at `place`, `way << 32 | tag` of a line; 1 when it
-/// must be taken back.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_is_too_much(line: u32, place: u64, room: u64, now_ns: u64) -> u64 {
-    let Some(line) = maps::source_load_line(line) else { return 0 };
-    let (way, tag) = ((place >> 32) as usize & (way::LINE - 1), place & 0xffff_ffff);
-    u64::from(load::is_too_much(&line, way, tag, now_ns, room))
-}
-
-/// The line and tag of a peer's own load under a rule.
-#[inline(always)]
-fn source_load_place(rule: &Rule, peer: Addr) -> Option<(u32, u64)> {
-    let hash = group_hash(rule, peer)?;
-    Some((way::line_of(hash, SOURCE_LOAD_LINES), load::tag(hash)))
-}
-
-/// Where a peer's connection counts under a rule, as a connection's slot keeps it; 0 for nowhere.
-#[inline(always)]
-pub fn source_load(rule: &Rule, peer: Addr, crowded: bool, now_ns: u64) -> u64 {
-    let Some((index, tag)) = source_load_place(rule, peer) else { return 0 };
-    let owner = if crowded { load::SHARED } else { tag };
-    let way = if crowded { load::WAYS } else { place_of(weir_place(index, tag, now_ns)).way };
-    owner << 32 | u64::from(index) * way::LINE as u64 + way as u64
 }
 
 #[inline(always)]
@@ -588,14 +403,14 @@ pub extern "C" fn weir_give_back_one(
     }
     if limit.kind == RuleKind::Source as u8 {
         for _ in 0..TRIES {
-            if weir_give_back_source(block, rule, high, low, now_ns) != 0 {
+            if source::weir_give_back_source(block, rule, high, low, now_ns) != 0 {
                 break;
             }
         }
     } else if limit.kind == RuleKind::Load as u8 {
         track::weir_change(limit.cell, Change::Abandoned as u32, now_ns, now_ns);
     } else if limit.kind == RuleKind::SourceLoad as u8 {
-        let place = source_load(limit, Addr { high, low }, rule & 1 != 0, now_ns);
+        let place = load::note(limit, Addr { high, low }, rule & 1 != 0, now_ns);
         track::weir_change_source(place, Change::Abandoned as u32, now_ns, now_ns);
     } else if limit.kind == RuleKind::Breaker as u8 {
         breaker::take_back(limit.cell, rule >> 6 & 0xff, 0, now_ns);
@@ -608,23 +423,6 @@ pub extern "C" fn weir_give_back_one(
     u64::from(limit.kind == RuleKind::Breaker as u8)
 }
 
-/// One attempt to give back to a source's bucket; 1 when it is done.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn weir_give_back_source(
-    block: u32,
-    rule: u32,
-    high: u64,
-    low: u64,
-    now_ns: u64,
-) -> u64 {
-    let Some(limit) = rule_of(block, rule >> 1 & 0xf) else { return 1 };
-    let Some((index, tag)) = source_place(limit, Addr { high, low }) else { return 1 };
-    let Some(line) = maps::source_line(index) else { return 1 };
-    let crowded = rule & 1 != 0;
-    u64::from(source::attempt_refund(&line, tag, crowded, now_ns, &source_params(limit)))
-}
-
 /// Whether a take would certainly fail: 1, beside bits that say why as a taking function does.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -634,7 +432,7 @@ pub extern "C" fn weir_peek(block: u32, rule: u32, high: u64, low: u64, now_ns: 
     if rule.kind == RuleKind::Load as u8 {
         let bounds = Bounds { connections: rule.cost, handshakes: rule.burst };
         return maps::cell(rule.cell).map_or(0, |cell| {
-            match load::would_refuse(cell.load(), now_ns, bounds) {
+            match loads::would_refuse(cell.load(), now_ns, bounds) {
                 None => 0,
                 Some(Opened::TooManyHandshakes) => 1 | OTHERWISE,
                 Some(_) => 1,
@@ -642,14 +440,16 @@ pub extern "C" fn weir_peek(block: u32, rule: u32, high: u64, low: u64, now_ns: 
         });
     }
     let denied = if rule.kind == RuleKind::Source as u8 {
-        source_place(rule, peer)
+        source::place(rule, peer)
             .and_then(|(index, tag)| Some((maps::source_line(index)?, tag)))
-            .is_some_and(|(line, tag)| source::would_deny(&line, tag, now_ns, &source_params(rule)))
+            .is_some_and(|(line, tag)| {
+                buckets::would_deny(&line, tag, now_ns, &source::params(rule))
+            })
     } else if rule.kind == RuleKind::SourceLoad as u8 {
-        source_load_place(rule, peer).is_some_and(|(index, tag)| {
-            let place = place_of(weir_place(index, tag, now_ns));
+        load::place(rule, peer).is_some_and(|(index, tag)| {
+            let place = load::place_of(load::weir_place(index, tag, now_ns));
             maps::source_load_line(index)
-                .is_some_and(|line| load::refuses_in(&line, place, now_ns, rule.cost))
+                .is_some_and(|line| loads::refuses_in(&line, place, now_ns, rule.cost))
         })
     } else if rule.kind == RuleKind::Breaker as u8 {
         breaker::peek(rule, now_ns)
@@ -670,18 +470,6 @@ fn rule_of(block: u32, rule: u32) -> Option<&'static Rule> {
 #[inline(always)]
 fn params(rule: &Rule) -> Params {
     Params { cost: rule.cost, burst: rule.burst, step: rule.step }
-}
-
-#[inline(always)]
-fn source_params(rule: &Rule) -> SourceParams {
-    SourceParams { cost: rule.cost, burst: rule.burst, step: rule.step }
-}
-
-/// The line and tag of a peer's own bucket under a rule.
-#[inline(always)]
-fn source_place(rule: &Rule, peer: Addr) -> Option<(u32, u64)> {
-    let hash = group_hash(rule, peer)?;
-    Some((way::line_of(hash, SOURCE_LINES), way::tag(hash)))
 }
 
 /// The keyed hash of a peer's group under a rule.
