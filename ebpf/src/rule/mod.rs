@@ -229,10 +229,12 @@ pub extern "C" fn weir_judge(
         };
         let outcome = u64::from(outcome);
         took |= (outcome & TOOK | (outcome & CROWDED) << 15) << index;
-        // The second breaker's epoch stands behind the first one's.
-        let second = if rule.kind == RuleKind::Breaker as u8 { took >> 31 & 1 } else { 0 };
-        took |= (outcome >> 8 & 0xff) << (EPOCHS - TAKEN + 8 * second as u32);
-        took |= (outcome & BREAKER) << (31 - BREAKER.trailing_zeros());
+        if rule.kind == RuleKind::Breaker as u8 {
+            // The second breaker's epoch stands behind the first one's.
+            let second = took >> 31 & 1;
+            took |= (outcome >> 8 & 0xff) << (EPOCHS - TAKEN + 8 * second as u32);
+            took |= (outcome & BREAKER) << (31 - BREAKER.trailing_zeros());
+        }
         if outcome & TOOK == 0 {
             let why = (outcome >> 1 & 3) << WHY;
             if rule.flags & RULE_SHADOW == 0 && lenient >> rule.kind & 1 == 0 {
