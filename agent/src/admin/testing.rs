@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -71,6 +71,8 @@ pub(crate) struct Memory {
     pub(crate) pauses: Mutex<Vec<Pause>>,
     /// While it is set, no question is answered.
     pub(crate) stuck: AtomicBool,
+    /// How many questions wait for an answer.
+    pub(crate) waiting: AtomicUsize,
 }
 
 impl Default for Memory {
@@ -81,15 +83,18 @@ impl Default for Memory {
             refusals: broadcast::channel(4).0,
             pauses: Mutex::default(),
             stuck: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
         }
     }
 }
 
 impl Memory {
     fn wait_until_free(&self) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         while self.stuck.load(Ordering::Relaxed) {
             thread::sleep(Duration::from_millis(1));
         }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
