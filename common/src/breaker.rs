@@ -342,6 +342,11 @@ impl Verdicts {
         Self { ok: word >> COUNT & mask(COUNT), failed: word & mask(COUNT) }
     }
 
+    #[inline(always)]
+    const fn is_empty(self) -> bool {
+        self.ok == 0 && self.failed == 0
+    }
+
     /// Both. A word that cannot hold more keeps the ratio by halving both counts.
     #[inline(always)]
     const fn and(self, other: Self) -> Self {
@@ -876,8 +881,9 @@ impl<L: Line> Steps for Direct<'_, L> {
             return Counted::Calm;
         }
         let before = recent(word, epoch, number, params);
-        // One that is ahead stays what it is.
+        // One that is ahead stays what it is; one that holds nothing has no time.
         let of_now = epoch_of(word) != epoch
+            || before.is_empty()
             || behind(number, number_of(word), params.interval_ms as u64).is_some();
         let at = if of_now { number } else { number_of(word) };
         let here = before.and(Verdicts { ok, failed });

@@ -338,6 +338,21 @@ proptest! {
     }
 }
 
+/// Just before window numbers come round, the number of an untouched word seems to lie ahead.
+#[test]
+fn an_untouched_window_has_no_time_of_its_own() {
+    let params = Params { interval_ms: 125, errors: 0, ..PARAMS };
+    let window_ns = 125 * MS;
+    let start = ((1 << 20) - 30) * window_ns;
+    let line: [AtomicU64; LINE] = Default::default();
+    let (Admission::Admitted { epoch }, Edge::None) = admit(&line, &params, start) else {
+        panic!("a new breaker admits");
+    };
+    assert_eq!(succeeded(&line, &params, epoch, start, start), Edge::None);
+    assert_eq!(read(&line, &params, start + window_ns).ok, 1);
+    assert_eq!(read(&line, &params, start + 2 * window_ns).ok, 0);
+}
+
 fn admitted(pair: &mut Pair) {
     assert!(matches!(pair.admit().0, Admission::Admitted { .. }));
 }
