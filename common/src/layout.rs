@@ -23,7 +23,12 @@
 //! | `SOURCE_LOADS` | array of lines, mapped | hash | kernel and agent, by compare-and-swap only |
 //! | `EVENTS` | ring buffer of [`Event`] | – | kernel |
 
-use crate::{addr::Addr, gcra::Params, nh::Secret, verdict, way};
+use crate::{
+    addr::Addr,
+    gcra::Params,
+    nh::{self, Secret},
+    verdict, way,
+};
 
 /// Version of this layout, part of the pin directory's name.
 pub const LAYOUT: u32 = 2;
@@ -291,6 +296,16 @@ pub struct Rule {
     pub group_v4: u8,
     /// Prefix length that groups IPv6 sources.
     pub group_v6: u8,
+}
+
+impl Rule {
+    /// The keyed hash that places what a peer's group has under this rule.
+    #[inline(always)]
+    pub fn group_hash(&self, secret: &Secret, peer: Addr) -> u64 {
+        let (v4, v6) = (u32::from(self.group_v4), u32::from(self.group_v6));
+        let group = peer.masked(Addr::mask(if peer.is_v4() { 96 + v4 } else { v6 }));
+        nh::hash(secret, [group.high, group.low, u64::from(self.cell)])
+    }
 }
 
 /// The rule counts and reports, but does not refuse.

@@ -18,8 +18,10 @@
 //! flood of forged SYNs can displace handshakes, never an established connection.
 
 use crate::{
-    layout::Slot,
+    addr::Addr,
+    layout::{Slot, TRACK_LINES},
     load::Change,
+    nh::{self, Secret},
     way::{LINE, Line},
     word::Word as _,
 };
@@ -196,12 +198,34 @@ pub struct Step {
     pub event: Event,
 }
 
+/// Where a connection may stand: one of two lines, and its tag there.
+///
+/// `ports` are local port << 16 | remote port.
+#[inline(always)]
+pub fn places(
+    secret: &Secret,
+    local: Addr,
+    remote: Addr,
+    ports: u32,
+    workload: u32,
+) -> ([u32; 2], u64) {
+    let tail = u64::from(ports) << 32 | u64::from(workload);
+    let (hash, second) = if local.is_v4() {
+        let pair = local.low << 32 | remote.low & 0xffff_ffff;
+        (nh::hash(secret, [pair, tail]), nh::second_hash(secret, [pair, tail]))
+    } else {
+        let words = [local.high, local.low, remote.high, remote.low, tail];
+        (nh::hash(secret, words), nh::second_hash(secret, words))
+    };
+    (lines_of(hash, TRACK_LINES), tag(second))
+}
+
 /// The two lines that a connection's hash selects among `lines`.
 ///
 /// Two, because the emptier of them takes a new connection: so lines fill evenly, and three quarters of
 /// all ways can be taken before two full ones meet.
 #[inline(always)]
-pub const fn lines_of(hash: u64, lines: u32) -> [u32; 2] {
+const fn lines_of(hash: u64, lines: u32) -> [u32; 2] {
     // A product's upper half: any number of lines will do, and nothing is divided.
     let line = [(hash & 0xffff_ffff) * lines as u64, (hash >> 32) * lines as u64];
     [(line[0] >> 32) as u32, (line[1] >> 32) as u32]
@@ -209,7 +233,7 @@ pub const fn lines_of(hash: u64, lines: u32) -> [u32; 2] {
 
 /// The tag of a hash; never 0.
 #[inline(always)]
-pub const fn tag(hash: u64) -> u64 {
+const fn tag(hash: u64) -> u64 {
     let tag = hash >> (64 - TAG);
     if tag == 0 { 1 } else { tag }
 }

@@ -9,7 +9,7 @@ use weir_common::{
         Direction, MAX_BREAKERS, MAX_LOADS, MAX_RULES, MAX_SOURCE_LOADS, RULE_HTTP1, RuleKind,
         Slot, TRACK_LINES,
     },
-    load, nh,
+    load,
     track::{self, End, Event, Phase, flag},
     way::{LINE, Line as _},
     word::{TRIES, Word as _},
@@ -234,16 +234,8 @@ pub extern "C" fn weir_places(segment: *const Segment, owner: u32) -> u64 {
     let Some(segment) = (unsafe { segment.as_ref() }) else { return 0 };
     let Some(secret) = maps::secret() else { return 0 };
     let Key { local, remote, ports } = key(segment, owner);
-    let tail = u64::from(ports) << 32 | u64::from(owner >> 1);
-    let (hash, second) = if local.is_v4() {
-        let pair = local.low << 32 | remote.low & 0xffff_ffff;
-        (nh::hash(secret, [pair, tail]), nh::second_hash(secret, [pair, tail]))
-    } else {
-        let words = [local.high, local.low, remote.high, remote.low, tail];
-        (nh::hash(secret, words), nh::second_hash(secret, words))
-    };
-    let [one, other] = track::lines_of(hash, TRACK_LINES);
-    u64::from(one) | u64::from(other) << LINE_BITS | track::tag(second) << TAG_AT
+    let ([one, other], tag) = track::places(secret, local, remote, ports, owner >> 1);
+    u64::from(one) | u64::from(other) << LINE_BITS | tag << TAG_AT
 }
 
 #[inline(always)]

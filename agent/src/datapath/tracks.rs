@@ -1,9 +1,7 @@
 //! Tracked connections, mapped: here the agent does what a CPU does when it sees a segment.
 //!
 //! It changes words by the same functions and by compare-and-swap only, so what it changes counts
-//! once, whatever the kernel does meanwhile. Where a connection stands is computed as in
-//! `ebpf/src/track.rs` (`Key::places`) and `ebpf/src/rule.rs` (`group_hash`); the lab shows that both
-//! sides find what the other one placed.
+//! once, whatever the kernel does meanwhile.
 
 use std::{
     mem::{offset_of, transmute},
@@ -18,7 +16,7 @@ use weir_common::{
         TRACK_LINES,
     },
     load::{self, Change, MAX_CONNECTIONS, Opened},
-    nh::{self, Secret},
+    nh::Secret,
     track::{self, End, Phase, Segment, flag},
     way::{self, LINE},
 };
@@ -64,18 +62,8 @@ impl Key {
     }
 
     /// The two lines that may hold it, and its tag there.
-    fn places(&self, secret: &Secret, workload: u32) -> ([usize; 2], u64) {
-        let tail = u64::from(self.ports()) << 32 | u64::from(workload);
-        let (local, remote) = (self.local, self.remote);
-        let (hash, second) = if local.is_v4() {
-            let pair = local.low << 32 | remote.low & 0xffff_ffff;
-            (nh::hash(secret, [pair, tail]), nh::second_hash(secret, [pair, tail]))
-        } else {
-            let words = [local.high, local.low, remote.high, remote.low, tail];
-            (nh::hash(secret, words), nh::second_hash(secret, words))
-        };
-        let lines = track::lines_of(hash, TRACK_LINES).map(|line| line as usize);
-        (lines, track::tag(second))
+    fn places(&self, secret: &Secret, workload: u32) -> ([u32; 2], u64) {
+        track::places(secret, self.local, self.remote, self.ports(), workload)
     }
 }
 
@@ -216,7 +204,7 @@ impl<'a> Tracks<'a> {
     fn find(&self, workload: u32, key: &Key, but: Option<u32>) -> Option<u32> {
         let (lines, tag) = key.places(&self.secret, workload);
         let now_ns = self.clock.monotonic_ns();
-        for line in lines {
+        for line in lines.map(|line| line as usize) {
             let ways = self.tracks.line(line)?;
             let mut way = track::find(&ways, 0, tag, now_ns);
             while way < LINE {
@@ -336,7 +324,7 @@ impl<'a> Tracks<'a> {
     /// Claims a way: its place, its word and the connection's tag.
     fn claim(&self, workload: u32, key: &Key, opener: End) -> Option<(u32, u64, u64)> {
         let (lines, tag) = key.places(&self.secret, workload);
-        for line in lines {
+        for line in lines.map(|line| line as usize) {
             let ways = self.tracks.line(line)?;
             loop {
                 let now_ns = self.clock.monotonic_ns();
@@ -465,9 +453,7 @@ const fn direction(owner: u32) -> Direction {
 
 /// The line and tag of a peer's own load under a rule.
 fn source_place(secret: &Secret, rule: &Rule, peer: Addr) -> (usize, u64) {
-    let bits = if peer.is_v4() { 96 + u32::from(rule.group_v4) } else { u32::from(rule.group_v6) };
-    let group = peer.masked(Addr::mask(bits));
-    let hash = nh::hash(secret, [group.high, group.low, u64::from(rule.cell)]);
+    let hash = rule.group_hash(secret, peer);
     (way::line_of(hash, SOURCE_LOAD_LINES) as usize, load::tag(hash))
 }
 

@@ -8,7 +8,7 @@ use weir_common::{
     word::TRIES,
 };
 
-use super::{CONTENDED, CROWDED, OTHERWISE, TOOK, count_admitted, group_hash, rule_of};
+use super::{CONTENDED, CROWDED, OTHERWISE, TOOK, count_admitted, rule_of};
 use crate::{hook::opaque, maps, track};
 
 /// Takes from a source's load.
@@ -114,7 +114,7 @@ pub extern "C" fn weir_is_too_much(line: u32, place: u64, room: u64, now_ns: u64
 /// The line and tag of a peer's own load under a rule.
 #[inline(always)]
 pub fn place(rule: &Rule, peer: Addr) -> Option<(u32, u64)> {
-    let hash = group_hash(rule, peer)?;
+    let hash = rule.group_hash(maps::secret()?, peer);
     Some((way::line_of(hash, SOURCE_LOAD_LINES), load::tag(hash)))
 }
 

@@ -12,7 +12,7 @@ use weir_common::{
     gcra::{self, Params, Step, Taken},
     layout::{Direction, MAX_RULES, RULE_SHADOW, Rule, RuleKind, Workload},
     load::{self as loads, Bounds, Change, Opened},
-    nh, source as buckets,
+    source as buckets,
     verdict::Reason,
     word::{TRIES, Word as _},
 };
@@ -472,12 +472,4 @@ fn rule_of(block: u32, rule: u32) -> Option<&'static Rule> {
 #[inline(always)]
 fn params(rule: &Rule) -> Params {
     Params { cost: rule.cost, burst: rule.burst, step: rule.step }
-}
-
-/// The keyed hash of a peer's group under a rule.
-#[inline(always)]
-fn group_hash(rule: &Rule, peer: Addr) -> Option<u64> {
-    let bits = if peer.is_v4() { 96 + u32::from(rule.group_v4) } else { u32::from(rule.group_v6) };
-    let group = peer.masked(Addr::mask(bits));
-    Some(nh::hash(maps::secret()?, [group.high, group.low, u64::from(rule.cell)]))
 }

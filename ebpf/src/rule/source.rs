@@ -9,7 +9,7 @@ use weir_common::{
     word::TRIES,
 };
 
-use super::{CONTENDED, CROWDED, TOOK, code, count_admitted, group_hash, rule_of};
+use super::{CONTENDED, CROWDED, TOOK, code, count_admitted, rule_of};
 use crate::{hook::opaque, maps};
 
 /// Takes from a source's bucket.
@@ -104,6 +104,6 @@ pub fn params(rule: &Rule) -> SourceParams {
 /// The line and tag of a peer's own bucket under a rule.
 #[inline(always)]
 pub fn place(rule: &Rule, peer: Addr) -> Option<(u32, u64)> {
-    let hash = group_hash(rule, peer)?;
+    let hash = rule.group_hash(maps::secret()?, peer);
     Some((way::line_of(hash, SOURCE_LINES), way::tag(hash)))
 }
