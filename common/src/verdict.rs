@@ -132,6 +132,8 @@ reasons! {
     BreakerHalfOpened = 28, "breaker_half_opened";
     /// A breaker closed: enough probes succeeded.
     BreakerClosed = 29, "breaker_closed";
+    /// Admitted, and tracked where another handshake was: nothing follows that one any more.
+    HandshakeDisplaced = 30, "handshake_displaced";
 }
 
 /// Room for reasons in a counter row; at least [`Reason::ALL`]'s length.

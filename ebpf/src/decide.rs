@@ -13,7 +13,7 @@ use crate::{
     parse::{Parsed, Segment},
     pending, reply,
     rule::{self, Ruling},
-    track::{self, Known, Owner},
+    track::{self, Known, Opened, Owner},
     workload,
 };
 
@@ -210,13 +210,19 @@ pub extern "C" fn weir_admit(
     let (slot, hook) = (site.slot(), site.hook().counted());
     let admission = ruling.admission();
     let must_track = site.is_tracked() && admission == Reason::Admitted && !known.is_again();
-    if must_track && !track::open(syn, site.owner(), site.block(), ruling.took(), now_ns) {
-        if rule::enforces_tracked(site.block()) {
-            return 1;
+    if must_track {
+        match track::open(syn, site.owner(), site.block(), ruling.took(), now_ns) {
+            Opened::NoRoom if rule::enforces_tracked(site.block()) => return 1,
+            Opened::NoRoom => {
+                // What only counts refuses nobody.
+                emit::count(slot, hook, Verdict::Shadow, Reason::TableFull);
+                return 2;
+            }
+            Opened::Displacing => {
+                emit::count(slot, hook, Verdict::Note, Reason::HandshakeDisplaced);
+            }
+            Opened::Tracked => {}
         }
-        // What only counts refuses nobody.
-        emit::count(slot, hook, Verdict::Shadow, Reason::TableFull);
-        return 2;
     }
     if let Some(rule) = rule::find(site.block(), ruling.shadowed()) {
         let unaudited = rule::counts_connections(rule) && is_unaudited(now_ns);

@@ -161,14 +161,28 @@ pub extern "C" fn weir_respond(place: u32, failed: u32, now_ns: u64) -> u64 {
 
 /// Tracks the connection of a SYN that was admitted; `false` when there is no room.
 #[inline(always)]
-pub fn open(syn: &Segment, owner: Owner, block: u32, took: u64, now_ns: u64) -> bool {
+pub fn open(syn: &Segment, owner: Owner, block: u32, took: u64, now_ns: u64) -> Opened {
     let place = weir_claim(syn, owner, now_ns);
     if place == 0 {
-        return false;
+        return Opened::NoRoom;
     }
     weir_note(place as u32, block, took);
-    true
+    if place & DISPLACED == 0 { Opened::Tracked } else { Opened::Displacing }
 }
+
+/// What became of a connection that was to be tracked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Opened {
+    /// It is not tracked.
+    NoRoom,
+    /// It is.
+    Tracked,
+    /// It is, where a handshake was, which nothing follows any more.
+    Displacing,
+}
+
+/// Beside a place: a handshake was there.
+const DISPLACED: u64 = 1 << 32;
 
 /// A connection as its workload sees it.
 struct Key {
@@ -367,7 +381,8 @@ const CHANGES: u32 = 4;
 /// Instead of an event: the word changed meanwhile.
 const LOST: u64 = 0xff;
 
-/// Claims a way for a SYN's connection and describes it there; its place plus 1, 0 for none.
+/// Claims a way for a SYN's connection and describes it there; its place plus 1, with [`DISPLACED`]
+/// where that is so, 0 for none.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weir_claim(syn: *const Segment, owner: u32, now_ns: u64) -> u64 {
@@ -398,7 +413,8 @@ pub extern "C" fn weir_claim(syn: *const Segment, owner: u32, now_ns: u64) -> u6
         slot.acknowledged = [0; 2];
         slot.fins = [0; 2];
         slot.opened_ns = now_ns;
-        return u64::from(index) + 1;
+        let displaced = if displace == 0 { 0 } else { DISPLACED };
+        return displaced | u64::from(index) + 1;
     }
     0
 }

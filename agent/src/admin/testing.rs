@@ -415,11 +415,17 @@ fn verdict(reason: Reason) -> Verdict {
         | Reason::Probe
         | Reason::NoRule
         | Reason::Fragment
-        | Reason::Malformed
+        | Reason::Malformed => Verdict::Pass,
+        Reason::TinyFragment | Reason::HeaderChain => Verdict::Drop,
+        Reason::ResetLimited
         | Reason::NotRemembered
-        | Reason::EventLost => Verdict::Pass,
-        Reason::TinyFragment | Reason::HeaderChain | Reason::ResetLimited => Verdict::Drop,
-        Reason::RewriteFailed => Verdict::Drop,
+        | Reason::RewriteFailed
+        | Reason::EventLost
+        | Reason::BreakerTripped
+        | Reason::BreakerReopened
+        | Reason::BreakerHalfOpened
+        | Reason::BreakerClosed
+        | Reason::HandshakeDisplaced => Verdict::Note,
         _ => Verdict::Reset,
     }
 }

@@ -5,7 +5,7 @@ use crate::admin::testing;
 fn explanation() -> Explanation {
     let mut explanation = testing::explanation();
     for (place, row) in &mut explanation.workload.decisions {
-        let shown = ["pass admitted", "reset connection_rate", "drop reset_limited"];
+        let shown = ["pass admitted", "reset connection_rate", "note reset_limited"];
         row.retain(|what, _| place == "tc ingress" && shown.contains(&what.as_str()));
     }
     explanation

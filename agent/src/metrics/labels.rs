@@ -118,7 +118,10 @@ pub(crate) fn kind_of(name: &str) -> Kind {
 const fn kind(reason: Reason) -> Kind {
     // No wildcard: whoever adds a reason decides what it is.
     match reason {
-        Reason::ResetLimited | Reason::NotRemembered | Reason::RewriteFailed => Kind::Fault,
+        Reason::ResetLimited
+        | Reason::NotRemembered
+        | Reason::RewriteFailed
+        | Reason::HandshakeDisplaced => Kind::Fault,
         Reason::EventLost => Kind::LostEvent,
         Reason::BreakerTripped
         | Reason::BreakerReopened

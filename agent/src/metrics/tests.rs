@@ -211,9 +211,10 @@ fn each_reason_is_counted_once_and_what_is_no_decision_apart() {
         let name = match reason {
             Reason::EventLost => continue,
             _ if changes.iter().any(|(change, _)| *change == reason) => continue,
-            Reason::ResetLimited | Reason::NotRemembered | Reason::RewriteFailed => {
-                "weir_faults_total"
-            }
+            Reason::ResetLimited
+            | Reason::NotRemembered
+            | Reason::RewriteFailed
+            | Reason::HandshakeDisplaced => "weir_faults_total",
             _ => "weir_decisions_total",
         };
         let labels = [place[0], place[1], ("reason", reason.name())];
@@ -221,7 +222,7 @@ fn each_reason_is_counted_once_and_what_is_no_decision_apart() {
     }
     let faults = families["weir_faults"].samples.len();
     let decisions = families["weir_decisions"].samples.len();
-    assert_eq!((faults, decisions), (3 * 3, (Reason::ALL.len() - 8) * 3));
+    assert_eq!((faults, decisions), (4 * 3, (Reason::ALL.len() - 9) * 3));
     // At all three places together.
     let lost = 3.0 * (100.0 + f64::from(Reason::EventLost as u8));
     assert_eq!(value(&families, "weir_events_lost_total", &[("workload", "web")]), lost);
