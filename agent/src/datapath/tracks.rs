@@ -324,7 +324,14 @@ impl<'a> Tracks<'a> {
     /// Claims a way: its place, its word and the connection's tag.
     fn claim(&self, workload: u32, key: &Key, opener: End) -> Option<(u32, u64, u64)> {
         let (lines, tag) = key.places(&self.secret, workload);
-        for line in lines.map(|line| line as usize) {
+        let mut lines = lines.map(|line| line as usize);
+        // The emptier first, as the programs do, or lines would be full long before the table is.
+        let now_ns = self.clock.monotonic_ns();
+        let rooms = |line| self.tracks.line(line).map(|ways| track::rooms(&ways, now_ns));
+        if rooms(lines[0]) < rooms(lines[1]) {
+            lines.swap(0, 1);
+        }
+        for line in lines {
             let ways = self.tracks.line(line)?;
             loop {
                 let now_ns = self.clock.monotonic_ns();
