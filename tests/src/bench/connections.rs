@@ -115,7 +115,7 @@ pub(crate) fn run(
     }
     let weir = &contenders[WEIR].1;
     let admitted = weir.decisions("tc ingress", "pass admitted")?;
-    let forgotten = weir.decisions("tc ingress", "pass not_remembered")?;
+    let forgotten = weir.decisions("tc ingress", "note not_remembered")?;
     if forgotten > 0 {
         report.note(format!(
             "connections: {:.0} % of those admitted were not remembered: more than the table holds \
