@@ -462,6 +462,7 @@ fn c3_each_cluster_ejects_its_own_service_and_takes_it_back() {
         for _ in 0..50 {
             assert!(sites[1].ask(ways[1][0]).is(200));
             eventually("Weir's limit has room", || sites[1].ask(ways[1][1]), OK);
+            // Not a wait: how often its clients ask.
             thread::sleep(Duration::from_millis(50));
         }
         let [by_envoy, by_weir] = threads.map(|thread| thread.join().unwrap());

@@ -1,6 +1,12 @@
 //! Commands from their words to their answers, with an agent behind a real socket.
 
-use std::{io::Read as _, os::unix::net::UnixListener, path::Path, sync::atomic::Ordering, thread};
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    os::unix::net::UnixListener,
+    path::Path,
+    sync::atomic::Ordering,
+    thread,
+};
 
 use serde_json::{Value, json};
 
@@ -134,16 +140,21 @@ fn top_prints_one_table_where_there_is_no_terminal() {
 fn top_as_a_stream_ends_with_the_agent() {
     let served = Served::new();
     let socket = served.socket();
-    let words = ["top", "-o", "json", "--interval", "100ms"];
-    let reader = thread::spawn(move || run_on(&socket, &words));
-    thread::sleep(std::time::Duration::from_millis(350));
+    let (lines, mut out) = io::pipe().unwrap();
+    let top = thread::spawn(move || {
+        let words = ["weir", "top", "-o", "json", "--interval", "100ms", "--socket"];
+        let words = words.iter().map(AsRef::as_ref).chain([socket.as_os_str()]);
+        Cli::try_parse_from(words).unwrap().command.run(&mut out)
+    });
+    let mut lines = BufReader::new(lines).lines().map(Result::unwrap);
+    let first: Vec<_> = lines.by_ref().take(2).collect();
+    assert_eq!(first.len(), 2, "{first:?}");
     drop(served);
-    let (exit, text) = reader.join().unwrap();
-    let error = exit.unwrap_err();
-    assert!(is_code(error.exit_code().into(), 3), "{error}");
-    for line in text.lines() {
-        assert_eq!(serde_json::from_str::<Value>(line).unwrap()["workloads"][0]["name"], "web");
+    for line in first.into_iter().chain(lines) {
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["workloads"][0]["name"], "web");
     }
+    let error = top.join().unwrap().unwrap_err();
+    assert!(is_code(error.exit_code().into(), 3), "{error}");
 }
 
 #[test]

@@ -45,6 +45,12 @@ fn changes(agent: &Agent<'_>, workload: &str, hook: &str) -> [u64; 4] {
         .map(|edge| agent.decisions(workload, hook, &format!("note breaker_{edge}")))
 }
 
+/// Waits until a breaker has been open for as long as it is to be: the next connection tries.
+fn until_it_may_be_tried(agent: &Agent<'_>, workload: &str, breaker: &str) {
+    let look = || agent.limit_named(workload, breaker).breaker.expect("a breaker");
+    eventually("its time is over", look, |now| now.state == "open" && now.open_seconds <= 0.0);
+}
+
 /// Lets no SYN reach the host's stack, nor anything else of TCP.
 fn silence(host: &Host) -> Link {
     let deaf = Foreign::tc_drops_tcp("deaf").unwrap();
@@ -134,7 +140,7 @@ fn only_its_probes_get_through_when_it_is_half_open(lab: &Lab, side: Side) {
 
     // Probes that hear nothing stay out.
     let deaf = silence(&web);
-    thread::sleep(Duration::from_millis(1100));
+    until_it_may_be_tried(&agent, "web", "breaker.80");
     let passed = || agent.decisions("web", "tc ingress", "pass admitted");
     let before = passed();
     let ends = connect_within(from, to, 32, Duration::from_millis(500));
@@ -205,7 +211,7 @@ fn without_a_half_open_state_all_get_in_when_its_time_is_over() {
     assert_eq!(resets_of(web.namespace()), 1);
     let server = serve(&web, &[80]);
     assert!(is_refused(client.namespace(), to));
-    thread::sleep(Duration::from_millis(1100));
+    until_it_may_be_tried(&agent, "web", "breaker.80");
     assert_eq!(connect_at_once(client.namespace(), to, 32).counts(), (32, 0));
     assert_eq!(changes(&agent, "web", "tc ingress"), [1, 0, 0, 1]);
     eventually("all were accepted", || server.accepted(80), |accepted| *accepted == 32);
