@@ -64,9 +64,11 @@ impl Holder {
             thread::spawn(move || {
                 for stream in listener.incoming() {
                     let Ok(mut stream) = stream else { break };
+                    // Whoever has read the byte may close all: this one is among them.
+                    let mut held = held.lock().unwrap();
                     // A client that is gone notices nothing.
                     let _ = stream.write_all(b"!");
-                    held.lock().unwrap().push(stream);
+                    held.push(stream);
                 }
             });
         }
