@@ -30,7 +30,7 @@ pub const MAX_WINDOW: Q8 = 1 << 61;
 ///
 /// A word that is further ahead by less than this was written by a CPU with a newer time: to bring it
 /// back would hand out that time twice.
-const SKEW: Q8 = 1 << 40;
+pub(crate) const SKEW: Q8 = 1 << 40;
 
 /// How tokens come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -130,7 +130,7 @@ pub fn step(word: u64, now: Q8, params: &Params) -> Step {
 
 /// Keeps a computed time from being taken for "never used".
 #[inline(always)]
-const fn used(word: u64) -> u64 {
+pub(crate) const fn used(word: u64) -> u64 {
     if word == 0 { 1 } else { word }
 }
 

@@ -8,6 +8,8 @@
 
 pub mod addr;
 pub mod breaker;
+pub mod debt;
+pub mod flow;
 pub mod gcra;
 pub mod handshake;
 pub mod layout;
