@@ -3,7 +3,7 @@
 //!
 //! `policy` and `config` read what people want, `compile` turns it into tables, `datapath` makes
 //! the kernel hold them, `workload` finds the interfaces, `audit` compares tracked connections with
-//! sockets, `app` wires these together. `lab`, `load`
+//! sockets, `rls` answers Envoy, `app` wires these together. `lab`, `load`
 //! and `demo` show it at work.
 
 pub mod admin;
@@ -19,5 +19,6 @@ pub mod lab;
 pub mod load;
 pub mod metrics;
 pub mod policy;
+pub mod rls;
 pub mod telemetry;
 pub mod workload;

@@ -1,0 +1,152 @@
+//! Who asks.
+//!
+//! A connection knows its other end once: an address, credentials of the kernel, or a name that a
+//! certificate proves. Which workload has that address may change while the connection lives, so
+//! that alone is looked up again, and only after something changed.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+
+/// What is known of the peer of a connection. The server finds it out once for each connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// Its address; none on a unix socket.
+    pub address: Option<IpAddr>,
+    /// The workload that has the address, or that the process belongs to.
+    pub workload: Option<Workload>,
+    /// The name in the certificate that it proved to own.
+    pub tls_name: Option<Arc<str>>,
+    /// What the kernel says of the peer of a unix socket.
+    pub credentials: Option<Credentials>,
+}
+
+/// A workload of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Workload {
+    /// Its namespace; empty on a VM.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// What tells it from its namesakes before and after it: the UID of a pod.
+    pub identity: Arc<str>,
+}
+
+/// `SO_PEERCRED`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Credentials {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Process.
+    pub pid: i32,
+}
+
+/// Which workload has which address. One writer, who replaces all of it.
+#[derive(Debug, Default)]
+pub struct Workloads {
+    by_address: ArcSwap<HashMap<IpAddr, Workload>>,
+    /// Counts replacements.
+    version: AtomicU64,
+}
+
+impl Workloads {
+    /// Replaces what is known. Nothing happens when it is what was known before.
+    pub fn replace(&self, known: impl IntoIterator<Item = (IpAddr, Workload)>) {
+        let known: HashMap<_, _> =
+            known.into_iter().map(|(address, workload)| (canonical(address), workload)).collect();
+        if **self.by_address.load() == known {
+            return;
+        }
+        self.by_address.store(Arc::new(known));
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    fn find(&self, address: IpAddr) -> Option<Workload> {
+        self.by_address.load().get(&canonical(address)).cloned()
+    }
+}
+
+/// An IPv4 client of a socket that serves both families has an address of IPv6.
+pub(super) const fn canonical(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => IpAddr::V4(v4),
+            None => address,
+        },
+        IpAddr::V4(_) => address,
+    }
+}
+
+/// The other end of one connection.
+#[derive(Debug)]
+pub(super) struct OtherEnd {
+    workloads: Arc<Workloads>,
+    /// The caller, and the version of [`Workloads`] that it was made from.
+    known: ArcSwap<(u64, Caller)>,
+}
+
+impl OtherEnd {
+    pub(super) fn new(workloads: Arc<Workloads>, caller: Caller) -> Self {
+        let version = workloads.version.load(Ordering::Acquire);
+        let known = ArcSwap::from_pointee((version, resolve(&workloads, caller)));
+        Self { workloads, known }
+    }
+
+    /// Asks with the caller as it is known now.
+    pub(super) fn with<T>(&self, ask: impl FnOnce(&Caller) -> T) -> T {
+        let version = self.workloads.version.load(Ordering::Acquire);
+        let known = self.known.load();
+        if known.0 == version {
+            return ask(&known.1);
+        }
+        let caller = resolve(&self.workloads, known.1.clone());
+        let answer = ask(&caller);
+        self.known.store(Arc::new((version, caller)));
+        answer
+    }
+}
+
+fn resolve(workloads: &Workloads, caller: Caller) -> Caller {
+    let workload = caller.address.and_then(|address| workloads.find(address));
+    Caller { workload, ..caller }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn web() -> Workload {
+        Workload { namespace: "".into(), name: "web".into(), identity: "web".into() }
+    }
+
+    #[test]
+    fn a_connection_learns_of_its_workload_later_and_of_its_end() {
+        let workloads = Arc::new(Workloads::default());
+        let address: IpAddr = "10.0.0.7".parse().unwrap();
+        let caller = Caller { address: Some(address), ..Caller::default() };
+        let end = OtherEnd::new(Arc::clone(&workloads), caller);
+        let name = || end.with(|caller| caller.workload.clone());
+        assert_eq!(name(), None);
+        workloads.replace([(address, web())]);
+        assert_eq!(name(), Some(web()));
+        workloads.replace([]);
+        assert_eq!(name(), None);
+    }
+
+    #[test]
+    fn an_ipv4_client_is_known_on_a_socket_of_both_families() {
+        let workloads = Workloads::default();
+        workloads.replace([("10.0.0.7".parse().unwrap(), web())]);
+        let mapped = "::ffff:10.0.0.7".parse().unwrap();
+        assert_eq!(workloads.find(mapped), Some(web()));
+    }
+}

@@ -1,0 +1,166 @@
+//! What the node file's `rls:` says, with its defaults.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// How the rate limit service is offered, and from which files it answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Where gRPC is served over TCP.
+    pub listen: Vec<SocketAddr>,
+    /// Where gRPC is served on a unix socket.
+    pub socket: Option<PathBuf>,
+    /// The permissions of that socket's file.
+    pub socket_mode: u32,
+    /// Threads that answer, each with its own listener and its own connections.
+    pub threads: usize,
+    /// Where `/json` and `/healthcheck` are served over HTTP/1.
+    pub http: Option<SocketAddr>,
+    /// Where `/rlconfig` and `/stats` are served; a loopback address.
+    pub debug: Option<SocketAddr>,
+    /// Certificates, if gRPC is served over TLS. The unix socket is never encrypted.
+    pub tls: Option<Tls>,
+    /// Quota files, and folders of them.
+    pub quotas: Vec<PathBuf>,
+    /// Weir's own keys beside the quota files.
+    pub overlay: Option<PathBuf>,
+    /// Where quotas are asked for by xDS instead.
+    pub xds: Option<Xds>,
+    /// What answers are made of.
+    pub modes: Modes,
+    /// The service is healthy only while at least one domain is known.
+    pub healthy_with_quotas: bool,
+    /// Serve before the first configuration was read.
+    pub start_without_quotas: bool,
+    /// What clients may take.
+    pub bounds: Bounds,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            socket: None,
+            socket_mode: 0o666,
+            threads: 1,
+            http: None,
+            debug: None,
+            tls: None,
+            quotas: Vec::new(),
+            overlay: None,
+            xds: None,
+            modes: Modes::default(),
+            healthy_with_quotas: false,
+            start_without_quotas: false,
+            bounds: Bounds::default(),
+        }
+    }
+}
+
+/// What holds for all answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Modes {
+    /// Descriptors of a domain may stand in several files.
+    pub merge_domains: bool,
+    /// No answer is `OVER_LIMIT` as a whole.
+    pub shadow: bool,
+    /// Every limit is a quota: over only if all of them are.
+    pub quota: bool,
+    /// From which percentage of a limit on hits count as near it.
+    pub near_limit_percent: u8,
+    /// A request that is over a limit spends from that limit alone.
+    pub spare_others_when_over: bool,
+    /// The headers that tell of the limit, if any.
+    pub headers: Option<Headers>,
+    /// Tell the request and the limits' metadata in the answer.
+    pub dynamic_metadata: bool,
+}
+
+impl Default for Modes {
+    fn default() -> Self {
+        Self {
+            merge_domains: false,
+            shadow: false,
+            quota: false,
+            near_limit_percent: 80,
+            spare_others_when_over: false,
+            headers: None,
+            dynamic_metadata: false,
+        }
+    }
+}
+
+/// The names of response headers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Headers {
+    /// The limit's requests per unit.
+    pub limit: String,
+    /// What is left of them.
+    pub remaining: String,
+    /// Seconds until the window ends.
+    pub reset: String,
+}
+
+impl Default for Headers {
+    fn default() -> Self {
+        let name = |name: &str| format!("RateLimit-{name}");
+        Self { limit: name("Limit"), remaining: name("Remaining"), reset: name("Reset") }
+    }
+}
+
+/// Certificates, in PEM files that are read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tls {
+    /// The server's chain, its own certificate first.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Whose certificates clients must have; without it they need none.
+    pub client_ca: Option<PathBuf>,
+    /// The names, one of which a client's certificate must have; any if there are none.
+    pub client_names: Vec<String>,
+}
+
+/// A management server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Xds {
+    /// Its address, as `http://HOST:PORT`.
+    pub server: String,
+    /// Who we are to it.
+    pub node: String,
+    /// The wait before it is asked again, first and longest.
+    pub backoff: (Duration, Duration),
+}
+
+/// What clients may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Connections at once, over all threads. More wait until one ends.
+    pub connections: usize,
+    /// Bytes of a request.
+    pub message: usize,
+    /// How long a connection may be silent before it is asked whether it lives.
+    pub keep_alive: Duration,
+    /// How long it may take to say so, and to begin.
+    pub keep_alive_timeout: Duration,
+    /// How long a connection may live until it is asked to end.
+    pub max_age: Duration,
+    /// How long what was begun may take from then on.
+    pub max_age_grace: Duration,
+    /// How long connections may take to end when the agent does.
+    pub drain: Duration,
+}
+
+impl Default for Bounds {
+    /// Age and grace are the original's (`GRPC_MAX_CONNECTION_AGE`, `…_GRACE`).
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            message: 64 * 1024,
+            keep_alive: Duration::from_secs(60),
+            keep_alive_timeout: Duration::from_secs(20),
+            max_age: Duration::from_secs(24 * 3600),
+            max_age_grace: Duration::from_secs(3600),
+            drain: Duration::from_secs(5),
+        }
+    }
+}
