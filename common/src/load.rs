@@ -425,8 +425,26 @@ pub fn try_change_source<W: Word>(
     cell.compare_exchange(word, next).is_ok()
 }
 
+/// The established connections that a word holds, whosever load it is.
+#[inline(always)]
+pub const fn established(word: u64) -> u64 {
+    word & mask(ESTABLISHED)
+}
+
+/// The word with so many established connections, whosever load it is; handshakes stay as they are.
+pub const fn corrected(word: u64, established: u64) -> u64 {
+    let most = mask(ESTABLISHED);
+    word & !most | if established < most { established } else { most }
+}
+
+/// The tag of a source's word.
+#[inline(always)]
+pub const fn owner(word: u64) -> u64 {
+    word >> (64 - TAG)
+}
+
 /// A source's load at a time, and its tag; `None` when the way is as good as absent.
 pub const fn read_source(word: u64, now_ns: u64) -> Option<(u64, Load)> {
     let load = Load::read(word, OF_SOURCE, epoch(now_ns));
-    if load.connections() == 0 { None } else { Some((word >> (64 - TAG), load)) }
+    if load.connections() == 0 { None } else { Some((owner(word), load)) }
 }

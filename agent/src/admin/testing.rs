@@ -403,6 +403,7 @@ pub(crate) fn status() -> Status {
             .into(),
         live_sources: 12,
         live_handshakes: 3,
+        corrected_counts: 2,
     }
 }
 

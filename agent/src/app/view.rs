@@ -33,6 +33,8 @@ pub struct Status {
     pub live_sources: u64,
     /// Handshakes that are remembered now.
     pub live_handshakes: u64,
+    /// Counts of open connections that were wrong, and that audits have corrected.
+    pub corrected_counts: u64,
 }
 
 /// How often a file was read.

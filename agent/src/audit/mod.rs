@@ -9,6 +9,7 @@
 //! It refuses to know how rules came to be, who runs it, and when a second has passed. Looking takes
 //! its time and holds no lock; acting takes little and checks again.
 
+mod drift;
 mod judge;
 mod sockets;
 
@@ -23,6 +24,7 @@ use tracing::{info, warn};
 use weir_common::{addr::Addr, layout::Direction};
 
 use self::{
+    drift::Drifts,
     judge::{Judged, Look, Missing, Suspects, judge, missing},
     sockets::Sockets,
 };
@@ -127,7 +129,9 @@ pub struct Auditor {
     interval_ns: u64,
     workloads: BTreeMap<Identity, Audited>,
     orphans: Suspects,
-    orphans_due_ns: u64,
+    drifts: Drifts,
+    corrected: u64,
+    node_due_ns: u64,
 }
 
 impl Auditor {
@@ -139,7 +143,9 @@ impl Auditor {
             interval_ns: interval.as_nanos() as u64,
             workloads: BTreeMap::new(),
             orphans: Suspects::new(),
-            orphans_due_ns: 0,
+            drifts: Drifts::default(),
+            corrected: 0,
+            node_due_ns: 0,
         }
     }
 
@@ -185,7 +191,7 @@ impl Auditor {
 
     /// Whether connections of workloads that are tracked no more are to be looked for.
     pub fn is_due(&self, now_ns: u64) -> bool {
-        self.orphans_due_ns <= now_ns
+        self.node_due_ns <= now_ns
     }
 
     /// Takes in what looks showed, and acts on it.
@@ -201,7 +207,7 @@ impl Auditor {
                 for Looked { subject, .. } in looked {
                     self.fail(&subject, &error, now_ns);
                 }
-                self.orphans_due_ns = now_ns + self.interval_ns;
+                self.node_due_ns = now_ns + self.interval_ns;
                 return Vec::new();
             }
         };
@@ -224,9 +230,10 @@ impl Auditor {
             }
         }
         if self.is_due(now_ns) {
-            self.orphans_due_ns = now_ns + self.interval_ns;
+            self.node_due_ns = now_ns + self.interval_ns;
             // Those of slots that are no workload's at all go when the slot is given back.
             self.remove_orphans(datapath, &tracks, by_slot);
+            self.correct_counters(datapath, &tracks);
         }
         unconfirmed
     }
@@ -246,6 +253,18 @@ impl Auditor {
         let Some(rules) = rules.filter(|_| audited.subject == *subject) else { return Vec::new() };
         let slot = rules.slot();
 
+        if audited.looks == 0 {
+            // Rules that came after a connection have not counted it.
+            for connection in &tracked {
+                let port = match connection.direction {
+                    Direction::Ingress => connection.key.local_port,
+                    Direction::Egress => connection.key.remote_port,
+                };
+                if let Some(block) = rules.of_port(connection.direction, port) {
+                    tracks.count_late(connection, block);
+                }
+            }
+        }
         let Judged { gone, suspects, unjudged, tracked } = judge(tracked, look, &audited.suspects);
         let removed = gone.iter().filter(|connection| tracks.remove(connection)).count() as u64;
 
@@ -344,6 +363,27 @@ impl Auditor {
         if removed > 0 {
             info!(removed, "connections of workloads that are not tracked any more");
         }
+    }
+
+    /// Corrects counters that are wrong although every connection is right: a count that was lost when
+    /// too many CPUs changed a word at once, or when an agent died between two steps.
+    fn correct_counters(&mut self, datapath: &Datapath, tracks: &Tracks<'_>) {
+        for wrong in self.drifts.judge(&tracks.recount(datapath.loads())) {
+            if tracks.correct(&wrong) {
+                self.corrected += 1;
+                warn!(
+                    counter = ?wrong.counter,
+                    held = wrong.holds,
+                    found = wrong.found,
+                    "a count of open connections was wrong, and is corrected"
+                );
+            }
+        }
+    }
+
+    /// Counters that were corrected.
+    pub const fn corrected(&self) -> u64 {
+        self.corrected
     }
 
     fn fail(&mut self, subject: &Subject, error: &(impl std::error::Error + 'static), now_ns: u64) {

@@ -314,6 +314,12 @@ impl Cells {
         Ok(())
     }
 
+    /// Those that count connections.
+    pub(super) fn loads(&self) -> impl Iterator<Item = u32> + '_ {
+        let loads = self.entries.values().filter(|entry| entry.kind() == CellKind::Load);
+        loads.map(|entry| entry.index)
+    }
+
     /// The state of a limit now.
     pub(super) fn view(&self, identity: Identity, maps: &Maps, clock: &Clock) -> Option<CellView> {
         let entry = self.entries.get(&identity)?;

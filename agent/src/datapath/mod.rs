@@ -12,6 +12,7 @@ mod events;
 mod maps;
 mod object;
 mod publish;
+mod recount;
 mod tracks;
 
 use std::{
@@ -30,6 +31,7 @@ pub use self::{
     events::Events,
     maps::{CellCounts, Maps, TallyView},
     publish::Rules,
+    recount::{Counter, Recount},
     tracks::{Adopted, Adoption, Connection, HalfClosed, Key, Seen, Tracks, counts_in},
 };
 use crate::{
@@ -145,6 +147,11 @@ impl Datapath {
     /// The tracked connections.
     pub fn tracks(&self) -> Result<Tracks<'_>, DatapathError> {
         Tracks::open(&self.directory, &self.maps, self.clock)
+    }
+
+    /// The cells that count connections, also those that no rule names any more.
+    pub fn loads(&self) -> impl Iterator<Item = u32> + '_ {
+        self.cells.loads()
     }
 
     /// The state of a limit's cell now.

@@ -137,7 +137,7 @@ pub fn counts_in(block: &Block, peer: Addr) -> Vec<&Rule> {
     counting
 }
 
-fn is(rule: &Rule, kind: RuleKind) -> bool {
+pub(super) fn is(rule: &Rule, kind: RuleKind) -> bool {
     rule.kind == kind as u8
 }
 
@@ -145,9 +145,9 @@ fn is(rule: &Rule, kind: RuleKind) -> bool {
 pub struct Tracks<'a> {
     tracks: Mapped,
     slots: Mapped,
-    source_loads: Mapped,
-    maps: &'a Maps,
-    secret: Secret,
+    pub(super) source_loads: Mapped,
+    pub(super) maps: &'a Maps,
+    pub(super) secret: Secret,
     clock: Clock,
 }
 
@@ -193,6 +193,11 @@ impl<'a> Tracks<'a> {
                 seen: [local, remote, local_fin, remote_fin, slot.again],
             })
         })
+    }
+
+    /// What stands beside all established connections.
+    pub(super) fn established_slots(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.established().filter_map(|connection| self.slot(connection.place))
     }
 
     /// Whether a connection of a workload is tracked, in whatever state.
@@ -372,7 +377,7 @@ impl<'a> Tracks<'a> {
 
     /// Counts an established connection of a source: as a handshake that is complete at once, because
     /// only those claim a way. Returns where, as a slot keeps it; 0 for nowhere.
-    fn open_source(&self, rule: &Rule, slot: &Slot) -> u64 {
+    pub(super) fn open_source(&self, rule: &Rule, slot: &Slot) -> u64 {
         let (index, tag) = source_place(&self.secret, rule, slot.remote);
         let Some(line) = self.source_loads.line(index) else { return 0 };
         for _ in 0..ATTEMPTS {
@@ -402,7 +407,7 @@ impl<'a> Tracks<'a> {
         }
     }
 
-    fn change_load(&self, cell: u32, change: Change, opened_ns: u64) {
+    pub(super) fn change_load(&self, cell: u32, change: Change, opened_ns: u64) {
         let Some(cell) = self.maps.cell(cell) else { return };
         for _ in 0..ATTEMPTS {
             if load::try_change(&cell, change, opened_ns, self.clock.monotonic_ns()) {
@@ -421,11 +426,11 @@ impl<'a> Tracks<'a> {
         }
     }
 
-    fn word(&self, place: u32) -> Option<&AtomicU64> {
+    pub(super) fn word(&self, place: u32) -> Option<&AtomicU64> {
         self.tracks.word(place as usize)
     }
 
-    fn slot(&self, place: u32) -> Option<Slot> {
+    pub(super) fn slot(&self, place: u32) -> Option<Slot> {
         let mut words = [0; SLOT_WORDS];
         for (index, to) in words.iter_mut().enumerate() {
             *to = self.slots.word(place as usize * SLOT_WORDS + index)?.load(Ordering::SeqCst);
@@ -433,6 +438,10 @@ impl<'a> Tracks<'a> {
         // SAFETY: `repr(C)` integers without padding (`Slot: aya::Pod`), of the same size: any words
         // are a slot.
         Some(unsafe { transmute::<[u64; SLOT_WORDS], Slot>(words) })
+    }
+
+    pub(super) fn slot_word(&self, place: u32, index: usize) -> Option<&AtomicU64> {
+        self.slots.word(place as usize * SLOT_WORDS + index)
     }
 
     fn describe(&self, place: u32, slot: Slot) {
@@ -450,7 +459,7 @@ impl<'a> Tracks<'a> {
 const _: () = assert!(offset_of!(Slot, _reserved_too) + 16 == size_of::<Slot>());
 
 /// Changes a word unless it is another by now.
-fn swap(cell: &AtomicU64, word: u64, new: u64) -> bool {
+pub(super) fn swap(cell: &AtomicU64, word: u64, new: u64) -> bool {
     cell.compare_exchange(word, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
 }
 
@@ -459,7 +468,7 @@ const fn direction(owner: u32) -> Direction {
 }
 
 /// The line and tag of a peer's own load under a rule.
-fn source_place(secret: &Secret, rule: &Rule, peer: Addr) -> (usize, u64) {
+pub(super) fn source_place(secret: &Secret, rule: &Rule, peer: Addr) -> (usize, u64) {
     let hash = rule.group_hash(secret, peer);
     (way::line_of(hash, SOURCE_LOAD_LINES) as usize, load::tag(hash))
 }

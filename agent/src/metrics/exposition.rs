@@ -284,6 +284,11 @@ impl Exposition {
             "Audits that failed: connections are tracked and limited all the same.",
             self.each_audit(|audit| audit.errors),
         )?;
+        page.counter(
+            "weir_audit_corrected",
+            "Counts of open connections that were wrong though every connection was right.",
+            self.status.corrected_counts,
+        )?;
         page.gauges(
             "weir_audit_tracked",
             "Established connections that were tracked after the last audit.",

@@ -22,6 +22,7 @@ use weir::{
 };
 use weir_common::{
     layout::{CellLine, Config},
+    load,
     track::{Phase, phase},
 };
 use weir_tests::{
@@ -404,6 +405,76 @@ fn a_line_that_comes_finds_the_connections_that_are_open() {
     drop((streams, more));
     holder.close_all();
     eventually("all are gone", || connections(&agent), |open| *open == 0);
+}
+
+/// A line that comes later counts the connections that are tracked because of an earlier one.
+#[test]
+fn a_second_line_counts_what_is_tracked_because_of_the_first() {
+    let lab = lab!();
+    let node = lab.node("node").unwrap();
+    let web = node.pod("web").unwrap();
+    let client = node.client("client").unwrap();
+    let holder = Holder::start(&web, 80);
+    let first = ["max-handshakes.80: \"1000\""];
+    let second = [first[0], "max-connections: \"10\"", "max-connections-per-source.80: \"9\""];
+    let agent = Agent::start(&lab, node.namespace(), &Side::Host.node_file(&web, &first));
+    let to = SocketAddr::new(web.ipv4().into(), 80);
+    let (streams, _) = open(client.namespace(), to, 8);
+    agent.rewrite(&Side::Host.node_file(&web, &second));
+    eventually("they are counted", || connections(&agent), |open| *open == 8);
+    let (more, refused) = open(client.namespace(), to, 3);
+    assert_eq!((more.len(), refused), (1, 2));
+    assert_eq!(agent.decisions("web", "tc ingress", "reset max_connections_per_source"), 2);
+    drop((streams, more));
+    holder.close_all();
+    eventually("all are gone", || connections(&agent), |open| *open == 0);
+    let (again, refused) = open(client.namespace(), to, 10);
+    assert_eq!((again.len(), refused), (9, 1));
+}
+
+/// Counts that are wrong though every connection is right are found, and become right.
+#[test]
+fn a_count_that_nobody_can_explain_is_corrected() {
+    let lab = lab!();
+    let node = lab.node("node").unwrap();
+    let web = node.pod("web").unwrap();
+    let client = node.client("client").unwrap();
+    let holder = Holder::start(&web, 80);
+    let lines = ["max-connections.80: \"10\"", "max-connections-per-source.80: \"9\""];
+    let agent = audited(&lab, node.namespace(), &Side::Host.node_file(&web, &lines));
+    let to = SocketAddr::new(web.ipv4().into(), 80);
+    let (streams, _) = open(client.namespace(), to, 3);
+    assert_eq!(connections(&agent), 3);
+    for map in ["CELLS", "SOURCE_LOADS"] {
+        assert_eq!(add_to_loads(&agent.layout(), map, 3, 6), 1, "{map}");
+    }
+    assert_eq!(connections(&agent), 9);
+    eventually("it is right again", || connections(&agent), |open| *open == 3);
+    eventually("both are", || agent.status().corrected_counts, |corrected| *corrected == 2);
+    let (more, refused) = open(client.namespace(), to, 8);
+    assert_eq!((more.len(), refused), (6, 2));
+    drop((streams, more));
+    holder.close_all();
+    eventually("all are gone", || connections(&agent), |open| *open == 0);
+    assert_eq!(agent.status().corrected_counts, 2);
+}
+
+/// Adds to the words of a map that hold so many established connections; how many words these were.
+fn add_to_loads(pins: &Path, map: &str, holding: u64, more: u64) -> usize {
+    let map = Map::Array(MapData::from_pin(pins.join(map)).unwrap());
+    let mut lines: Array<MapData, CellLine> = map.try_into().unwrap();
+    let mut changed = 0;
+    for index in 0..lines.len() {
+        let mut line = lines.get(&index, 0).unwrap();
+        // The first word is enough: a source that is alone has the first way, a load no other.
+        let word = &mut line.words[0];
+        if load::established(*word) == holding && *word >> 32 != 0 {
+            *word = load::corrected(*word, holding + more);
+            lines.set(index, line, 0).unwrap();
+            changed += 1;
+        }
+    }
+    changed
 }
 
 /// What belongs to a workload that is tracked no more is nobody's, and goes.

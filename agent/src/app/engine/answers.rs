@@ -42,6 +42,7 @@ impl Engine {
             uplinks: self.uplinks.clone(),
             live_sources: sources as u64,
             live_handshakes: handshakes as u64,
+            corrected_counts: self.auditor.corrected(),
         }
     }
 
