@@ -10,7 +10,9 @@
 )]
 
 use std::{
-    env, fmt,
+    env,
+    ffi::OsStr,
+    fmt,
     fs::{self, File},
     io::{self, Read as _, Write as _},
     os::unix::net::UnixStream,
@@ -121,6 +123,11 @@ impl<'a> Agent<'a> {
 
     /// Starts the program, and does not wait.
     pub fn launch(&mut self) {
+        self.launch_with(&[]);
+    }
+
+    /// Starts the program with these arguments too, and does not wait.
+    pub fn launch_with(&mut self, more: &[&OsStr]) {
         assert!(self.process.is_none(), "one agent at a time");
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.expect("open the agent's log");
@@ -130,6 +137,7 @@ impl<'a> Agent<'a> {
             .arg(&self.node_file)
             .arg("--socket")
             .arg(&self.socket)
+            .args(more)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("share the agent's log"))
             .stderr(log);

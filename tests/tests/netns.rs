@@ -54,6 +54,8 @@ mod breakers;
 mod connections;
 #[path = "netns/files.rs"]
 mod files;
+#[path = "netns/handover.rs"]
+mod handover;
 #[path = "netns/handshakes.rs"]
 mod handshakes;
 #[path = "netns/limits.rs"]

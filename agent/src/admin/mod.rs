@@ -5,6 +5,7 @@
 //! [`Inspect`].
 
 mod connections;
+mod probes;
 mod routes;
 mod socket;
 mod trace;
@@ -18,6 +19,7 @@ use tokio::{
 
 pub use self::{
     connections::Peer,
+    probes::{Stage, serve_probes},
     socket::{Socket, SocketError, bind},
 };
 use self::{connections::converse_with, routes::State};

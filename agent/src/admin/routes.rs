@@ -211,7 +211,7 @@ fn unknown_route(request: &Request, known: &'static [&'static str]) -> Refused {
     refused
 }
 
-async fn signed(mut response: Response) -> Response {
+pub(super) async fn signed(mut response: Response) -> Response {
     response.headers_mut().insert(header::SERVER, HeaderValue::from_static(SERVER));
     response
 }
@@ -342,8 +342,12 @@ async fn healthz(Given(state): Given<State>) -> Result<&'static str, Refused> {
 }
 
 async fn readyz(Given(state): Given<State>) -> Result<(StatusCode, Json<Readiness>), Refused> {
-    let (ready, status) =
-        state.ask(|inspect: &dyn Inspect| (inspect.ready(), inspect.status())).await?;
+    state.ask(readiness).await
+}
+
+/// Whether every workload is decided, and those that are not or are not enforced.
+pub(super) fn readiness(inspect: &dyn Inspect) -> (StatusCode, Json<Readiness>) {
+    let (ready, status) = (inspect.ready(), inspect.status());
     let with = |condition: &str| -> Vec<Undecided> {
         let found = status.workloads.iter().filter(|workload| workload.condition == condition);
         let undecided = found.map(|workload| Undecided {
@@ -352,8 +356,12 @@ async fn readyz(Given(state): Given<State>) -> Result<(StatusCode, Json<Readines
         });
         undecided.collect()
     };
-    let readiness =
-        Readiness { ready, undecided: with("undecided"), not_enforced: with("not-enforced") };
+    let readiness = Readiness {
+        ready,
+        standby: false,
+        undecided: with("undecided"),
+        not_enforced: with("not-enforced"),
+    };
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Ok((code, Json(readiness)))
+    (code, Json(readiness))
 }

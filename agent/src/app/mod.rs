@@ -7,6 +7,7 @@ mod netlink;
 mod observe;
 mod peaks;
 mod proposal;
+mod standby;
 pub mod view;
 
 use std::{
@@ -30,7 +31,7 @@ use tracing::{error, info};
 
 pub use self::engine::Engine;
 use crate::{
-    admin::{self, Inspect, Peer},
+    admin::{self, Inspect, Peer, Stage},
     audit::{Subject, Unconfirmed},
     clock::Clock,
     datapath::{Datapath, Events},
@@ -50,6 +51,9 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// The level at which the programs in the kernel log: 0 for not at all, 1 error to 5 trace.
     pub bpf_log: u8,
+    /// Where this process answers for its own health; with it, it waits for another agent of this
+    /// node to end, instead of giving up.
+    pub standby: Option<PathBuf>,
     /// Changes the level of the log.
     pub level: LevelHandle,
 }
@@ -130,8 +134,21 @@ async fn agent(options: Options) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let clock = Clock;
     let state = options.socket.parent().unwrap_or(Path::new("/")).to_owned();
-    let socket = admin::bind(&options.socket)?;
-    let datapath = Datapath::open(&options.pin_dir, clock, options.bpf_log)?;
+    let (stop, drain) = watch::channel(false);
+    let (stage, staged) = watch::channel(Stage::Starting);
+    let mut probes = None;
+    let (socket, datapath) = if let Some(path) = &options.standby {
+        probes = Some(tokio::spawn(admin::serve_probes(admin::bind(path)?, staged, drain.clone())));
+        let datapath = tokio::select! {
+            opened = standby::open(&options, clock, &stage) => opened?,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        };
+        (standby::bind(&options.socket).await?, datapath)
+    } else {
+        let socket = admin::bind(&options.socket)?;
+        (socket, Datapath::open(&options.pin_dir, clock, options.bpf_log)?)
+    };
     // SAFETY: the ring owns its descriptor and is never replaced while it is registered.
     let mut events =
         unsafe { AsyncFd::register(datapath.events()?) }.context("cannot wait for events")?;
@@ -148,14 +165,14 @@ async fn agent(options: Options) -> anyhow::Result<()> {
     };
     let tcp = match listen {
         Some(address) => Some(
-            tokio::net::TcpListener::bind(address)
+            standby::listen(address)
                 .await
                 .with_context(|| format!("cannot listen on {address} for metrics"))?,
         ),
         None => None,
     };
-    let (stop, drain) = watch::channel(false);
     let inspect: Arc<dyn Inspect> = Arc::new(shared.clone());
+    stage.send_replace(Stage::Running(Arc::clone(&inspect)));
     let admin = tokio::spawn(admin::serve(inspect, options.level.clone(), socket, tcp, drain));
     info!(node_file = %options.node_file.display(), pins = %options.pin_dir.display(), socket = %options.socket.display(), "the agent runs");
 
@@ -208,6 +225,9 @@ async fn agent(options: Options) -> anyhow::Result<()> {
     let _ = stop.send(true);
     if tokio::time::timeout(Duration::from_secs(5), admin).await.is_err() {
         error!("an admin request did not end in time");
+    }
+    if let Some(probes) = probes {
+        probes.await.context("the socket for probes failed")?;
     }
     Ok(())
 }

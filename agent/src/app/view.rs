@@ -420,6 +420,9 @@ pub struct LogLevel {
 pub struct Readiness {
     /// Whether every workload is decided.
     pub ready: bool,
+    /// Whether this agent only waits for another one to end; that one decides meanwhile.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standby: bool,
     /// Workloads that were not looked at yet.
     pub undecided: Vec<Undecided>,
     /// Workloads whose policy does not hold; they are decided.

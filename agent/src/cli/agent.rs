@@ -4,6 +4,7 @@ use std::{io::Write, net::SocketAddr, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use nix::sys::signal::{SigSet, Signal};
 
 use super::{DEFAULT_SOCKET, Exit, error::CliError};
 use crate::{
@@ -41,9 +42,16 @@ pub(super) struct Agent {
     /// What the programs in the kernel log, to find out what they do: each line costs them time
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t)]
     bpf_log: BpfLog,
+    /// Wait for another agent of this node to end, instead of giving up, and answer `weir probe` at
+    /// this socket from the start. For updates that start the successor first
+    #[arg(long, value_name = "PATH")]
+    standby: Option<PathBuf>,
     /// Remove all programs, pins and maps below --pin-dir; then nothing is limited any more
-    #[arg(long, conflicts_with_all = ["node_file", "listen", "bpf_log"])]
+    #[arg(long, conflicts_with_all = ["node_file", "listen", "bpf_log", "standby"])]
     uninstall: bool,
+    /// After --uninstall, stay until told to stop: pods of a DaemonSet must not end
+    #[arg(long, requires = "uninstall")]
+    stay: bool,
 }
 
 /// What the programs in the kernel log.
@@ -74,7 +82,13 @@ impl BpfLog {
 impl Agent {
     pub(super) fn run(self, out: &mut dyn Write) -> Result<Exit, CliError> {
         // The command line wants one or the other.
-        let Some(node_file) = self.node_file else { return uninstall(&self.pin_dir, out) };
+        let Some(node_file) = self.node_file else {
+            let removed = uninstall(&self.pin_dir, out)?;
+            if self.stay {
+                until_told().context("cannot wait for a signal")?;
+            }
+            return Ok(removed);
+        };
         let level = telemetry::init(&self.log, self.log_format).context("cannot start the log")?;
         app::run(app::Options {
             node_file,
@@ -82,10 +96,21 @@ impl Agent {
             socket: self.socket,
             listen: self.listen,
             bpf_log: self.bpf_log.number(),
+            standby: self.standby,
             level,
         })?;
         Ok(Exit::Ok)
     }
+}
+
+/// Waits for SIGTERM or SIGINT.
+fn until_told() -> nix::Result<()> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    // Blocked, so that they end the wait and not the process.
+    signals.thread_block()?;
+    signals.wait().map(drop)
 }
 
 fn uninstall(pin_dir: &std::path::Path, out: &mut dyn Write) -> Result<Exit, CliError> {

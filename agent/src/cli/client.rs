@@ -220,8 +220,45 @@ impl Agent {
         Ok(runtime.block_on(work))
     }
 
+    /// Asks a question whose answer is yes or no by its code, and returns what was said to it.
+    pub(super) fn probe(&self, path: &str) -> Result<(bool, String), ClientError> {
+        self.block_on(async {
+            let answer = async {
+                let response = self.send(&Question::get(path)).await?;
+                let version = self.version(response.headers())?;
+                let yes = response.status().is_success();
+                let said = self.collect(response, &version).await?;
+                Ok((yes, String::from_utf8_lossy(&said).into_owned()))
+            };
+            let silent = |_| Err(ClientError::Silent { path: self.path.clone() });
+            timeout(PATIENCE, answer).await.unwrap_or_else(silent)
+        })?
+    }
+
     /// The head of the answer. What is not a success is an error.
     async fn open(&self, question: &Question<'_>) -> Result<Response<Incoming>, ClientError> {
+        let response = self.send(question).await?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let theirs = self.version(response.headers())?;
+        let body = self.collect(response, &theirs).await?;
+        Err(match serde_json::from_slice::<Failure>(&body) {
+            Ok(failure) if failure.routes.is_empty() => ClientError::Refused(failure.error),
+            Ok(_) => {
+                let question = format!("{} {}", question.method, question.path);
+                ClientError::TooOld { path: self.path.clone(), theirs, question }
+            }
+            Err(source) => ClientError::NotUnderstood {
+                path: self.path.clone(),
+                theirs,
+                source: source.into(),
+            },
+        })
+    }
+
+    /// The head of the answer, whatever it says.
+    async fn send(&self, question: &Question<'_>) -> Result<Response<Incoming>, ClientError> {
         let path = || self.path.clone();
         let request =
             question.request().map_err(|source| ClientError::Connect { path: path(), source })?;
@@ -238,26 +275,11 @@ impl Agent {
         // It ends with the stream; what it could say, the answer says too.
         tokio::spawn(async move { drop(connection.await) });
         let answered = sender.send_request(request).await;
-        let response = answered.map_err(|error| {
+        answered.map_err(|error| {
             if error.is_parse() {
                 ClientError::NotAnAgent { path: path() }
             } else {
                 self.gone(error)
-            }
-        })?;
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        let theirs = self.version(response.headers())?;
-        let body = self.collect(response, &theirs).await?;
-        Err(match serde_json::from_slice::<Failure>(&body) {
-            Ok(failure) if failure.routes.is_empty() => ClientError::Refused(failure.error),
-            Ok(_) => {
-                let question = format!("{} {}", question.method, question.path);
-                ClientError::TooOld { path: path(), theirs, question }
-            }
-            Err(source) => {
-                ClientError::NotUnderstood { path: path(), theirs, source: source.into() }
             }
         })
     }

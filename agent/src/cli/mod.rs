@@ -13,6 +13,7 @@ mod history;
 mod log;
 mod look;
 mod pause;
+mod probe;
 mod refusals;
 mod resume;
 mod status;
@@ -65,6 +66,7 @@ enum Command {
     Trace(trace::Trace),
     Suggest(suggest::Suggest),
     Pause(pause::Pause),
+    Probe(probe::Probe),
     Resume(resume::Resume),
     Log(log::Log),
     Demo(demo::Demo),
@@ -82,6 +84,7 @@ impl Command {
             Self::Trace(command) => command.run(out),
             Self::Suggest(command) => command.run(out),
             Self::Pause(command) => command.run(out),
+            Self::Probe(command) => command.run(out),
             Self::Resume(command) => command.run(out),
             Self::Log(command) => command.run(out),
             Self::Demo(command) => command.run(out),

@@ -25,6 +25,7 @@ use weir_common::addr::Addr;
 
 use super::{
     error::{AnyError, DatapathError},
+    layouts::LINKS,
     maps::{self, Writers},
     object::{Programs, Variant},
 };
@@ -162,7 +163,7 @@ pub(super) struct Links {
 
 impl Links {
     pub(super) fn adopt(directory: &Path) -> Result<Self, DatapathError> {
-        let directory = directory.join("links");
+        let directory = directory.join(LINKS);
         let failed = |source| DatapathError::Pin { path: directory.clone(), source };
         fs::create_dir_all(&directory).map_err(failed)?;
         let mut inherited = BTreeSet::new();
@@ -638,7 +639,7 @@ pub(super) fn uninstall(
     for layout in layouts.flatten() {
         let directory = layout.path();
         let _lock = lock(&directory)?;
-        let links = directory.join("links");
+        let links = directory.join(LINKS);
         for entry in fs::read_dir(&links).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             remove_inherited(&links, &name, &namespaces);

@@ -420,13 +420,17 @@ fn cells_of(slot: &[u64]) -> impl Iterator<Item = u32> {
     shorts.skip(FROM).take(COUNT).filter(|cell| *cell != 0).collect::<Vec<_>>().into_iter()
 }
 
-/// Removes the pins of all maps in a directory.
+/// Removes the pins of all maps in a directory, whatever they are called: other layouts have others.
 pub(super) fn unpin(directory: &Path) -> Vec<String> {
-    NAMES
-        .iter()
-        .filter(|name| fs::remove_file(directory.join(name)).is_ok())
-        .map(|name| format!("map {name}"))
-        .collect()
+    let mut removed: Vec<String> = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| fs::remove_file(entry.path()).is_ok())
+        .map(|entry| format!("map {}", entry.file_name().display()))
+        .collect();
+    removed.sort();
+    removed
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod attach;
 mod cells;
 mod error;
 mod events;
+mod layouts;
 mod maps;
 mod object;
 mod publish;
@@ -23,7 +24,10 @@ use std::{
 
 use weir_common::layout::LAYOUT;
 
-use self::{attach::Links, cells::Cells, maps::Writers, object::Programs, publish::Publisher};
+use self::{
+    attach::Links, cells::Cells, layouts::Others, maps::Writers, object::Programs,
+    publish::Publisher,
+};
 pub use self::{
     attach::{Attached, Attachment, Side, Target, UplinkMode},
     cells::{CellView, LoadView},
@@ -57,17 +61,20 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs, takes over what an earlier agent pinned below `root`, and becomes the
-    /// one owner.
+    /// Loads the programs, takes over what an earlier agent pinned below `root`, in this layout or
+    /// another, and becomes the one owner.
     pub fn open(root: &Path, clock: Clock, log_level: u8) -> Result<Self, DatapathError> {
         let directory = root.join(format!("v{LAYOUT}"));
         object::require_bpffs(root)?;
         fs::create_dir_all(&directory)
             .map_err(|source| DatapathError::PinDirectory { path: directory.clone(), source })?;
         let lock = lock(&directory)?;
+        let others = Others::own(root, &directory, self::lock)?;
         let mut programs = Programs::new(directory.clone(), log_level);
         // Loading makes the maps, or finds the pinned ones.
         programs.prepare()?;
+        // Only who can run takes over.
+        others.inherit(&directory)?;
         let maps = Maps::open(&directory)?;
         maps.prepare(&directory, &clock)?;
         let writers = Writers::open(&directory)?;
@@ -78,6 +85,12 @@ impl Datapath {
             .vacate(|slot| publisher.workload_in(slot).is_none());
         let links = Links::adopt(&directory)?;
         Ok(Self { directory, maps, writers, programs, cells, publisher, links, clock, _lock: lock })
+    }
+
+    /// Proves that the kernel takes this version's programs, while another agent owns the pins. It
+    /// uses the pinned maps of this layout, or makes them, and changes nothing in them.
+    pub fn rehearse(root: &Path, log_level: u8) -> Result<(), DatapathError> {
+        Programs::new(root.join(format!("v{LAYOUT}")), log_level).prepare()
     }
 
     /// Makes the kernel hold these tables, workload by workload.
