@@ -3,8 +3,8 @@
 //!
 //! `policy` and `config` read what people want, `compile` turns it into tables, `datapath` makes
 //! the kernel hold them, `workload` finds the interfaces, `audit` compares tracked connections with
-//! sockets, `rls` answers Envoy, `app` wires these together. `lab`, `load`
-//! and `demo` show it at work.
+//! sockets, `quota` decides by domain and descriptors, `rls` asks it for Envoy, `app` wires these
+//! together. `lab`, `load` and `demo` show it at work.
 
 pub mod admin;
 pub mod app;
@@ -19,6 +19,7 @@ pub mod lab;
 pub mod load;
 pub mod metrics;
 pub mod policy;
+pub mod quota;
 pub mod rls;
 pub mod telemetry;
 pub mod workload;

@@ -10,14 +10,14 @@ use crate::policy::{Place, Problem, nearest};
 
 /// Collects problems of one file.
 #[derive(Debug)]
-pub(super) struct Notes<'a> {
+pub(crate) struct Notes<'a> {
     file: &'a str,
-    pub(super) problems: Vec<Problem>,
+    pub(crate) problems: Vec<Problem>,
 }
 
 /// What was written for a key.
 #[derive(Debug)]
-pub(super) enum Field<T> {
+pub(crate) enum Field<T> {
     Absent,
     Good(T),
     /// It cannot be read, or not all of it.
@@ -30,7 +30,7 @@ pub(super) enum Field<T> {
 }
 
 impl<T> Field<T> {
-    pub(super) fn map<U>(self, map: impl FnOnce(T) -> U) -> Field<U> {
+    pub(crate) fn map<U>(self, map: impl FnOnce(T) -> U) -> Field<U> {
         match self {
             Self::Absent => Field::Absent,
             Self::Good(value) => Field::Good(map(value)),
@@ -39,7 +39,7 @@ impl<T> Field<T> {
     }
 
     /// The notes that say what is wrong with it.
-    pub(super) fn notes(&self) -> Range<usize> {
+    pub(crate) fn notes(&self) -> Range<usize> {
         match self {
             Self::Bad { notes, .. } => notes.clone(),
             Self::Absent | Self::Good(_) => 0..0,
@@ -47,7 +47,7 @@ impl<T> Field<T> {
     }
 
     /// The value or its default; `None` when it is bad.
-    pub(super) fn good(self, default: impl FnOnce() -> T) -> Option<T> {
+    pub(crate) fn good(self, default: impl FnOnce() -> T) -> Option<T> {
         match self {
             Self::Absent => Some(default()),
             Self::Good(value) => Some(value),
@@ -57,25 +57,25 @@ impl<T> Field<T> {
 }
 
 impl<'a> Notes<'a> {
-    pub(super) const fn new(file: &'a str) -> Self {
+    pub(crate) const fn new(file: &'a str) -> Self {
         Self { file, problems: Vec::new() }
     }
 
-    pub(super) fn place(&self, at: At) -> Place {
+    pub(crate) fn place(&self, at: At) -> Place {
         Place::File { file: self.file.to_owned(), line: at.line, column: at.column }
     }
 
-    pub(super) fn error(&mut self, at: At, what: impl Into<String>, expected: impl Into<String>) {
+    pub(crate) fn error(&mut self, at: At, what: impl Into<String>, expected: impl Into<String>) {
         self.problems.push(Problem::error(self.place(at), what, expected));
     }
 
-    pub(super) fn warning(&mut self, at: At, what: impl Into<String>, expected: impl Into<String>) {
+    pub(crate) fn warning(&mut self, at: At, what: impl Into<String>, expected: impl Into<String>) {
         self.problems.push(Problem::warning(self.place(at), what, expected));
     }
 
     /// What is in force for a field: what it says; what it said before, when it cannot be read;
     /// else the part that can, or the default. The problems of the field are told which.
-    pub(super) fn settle<T: Clone>(
+    pub(crate) fn settle<T: Clone>(
         &mut self,
         field: Field<T>,
         previous: Option<&T>,
@@ -95,7 +95,7 @@ impl<'a> Notes<'a> {
     }
 
     /// The text of a node.
-    pub(super) fn text<'n>(
+    pub(crate) fn text<'n>(
         &mut self,
         key: &str,
         node: &'n Node,
@@ -111,7 +111,7 @@ impl<'a> Notes<'a> {
     }
 
     /// The items of a node.
-    pub(super) fn list<'n>(
+    pub(crate) fn list<'n>(
         &mut self,
         key: &str,
         node: &'n Node,
@@ -127,7 +127,7 @@ impl<'a> Notes<'a> {
     }
 
     /// The pairs of a node.
-    pub(super) fn pairs<'n>(
+    pub(crate) fn pairs<'n>(
         &mut self,
         key: &str,
         node: &'n Node,
@@ -148,7 +148,7 @@ impl<'a> Notes<'a> {
 
     /// The keys of a node, which must be among the known ones. What a later version will know is
     /// said to be just that.
-    pub(super) fn fields<'n>(
+    pub(crate) fn fields<'n>(
         &mut self,
         name: &str,
         node: &'n Node,
@@ -183,8 +183,8 @@ impl<'a> Notes<'a> {
 
 /// The keys of one mapping.
 #[derive(Debug)]
-pub(super) struct Fields<'n> {
-    pub(super) at: At,
+pub(crate) struct Fields<'n> {
+    pub(crate) at: At,
     pairs: &'n [(Key, Node)],
     /// Keys that were probably meant by unknown ones, with the note about that.
     meant: BTreeMap<String, usize>,
@@ -192,7 +192,7 @@ pub(super) struct Fields<'n> {
 
 impl<'n> Fields<'n> {
     /// Reads a key with a function that notes its problems and returns `None` when it has any.
-    pub(super) fn read<T>(
+    pub(crate) fn read<T>(
         &self,
         notes: &mut Notes<'_>,
         key: &str,
@@ -202,7 +202,7 @@ impl<'n> Fields<'n> {
     }
 
     /// The same with a function that returns the part it could read as an error.
-    pub(super) fn read_part<T>(
+    pub(crate) fn read_part<T>(
         &self,
         notes: &mut Notes<'_>,
         key: &str,
@@ -223,12 +223,12 @@ impl<'n> Fields<'n> {
     }
 
     /// The value of a key, if it is written.
-    pub(super) fn get(&self, key: &str) -> Option<&'n Node> {
+    pub(crate) fn get(&self, key: &str) -> Option<&'n Node> {
         self.pairs.iter().find(|(written, _)| written.text == key).map(|(_, node)| node)
     }
 
     /// Whether there are other keys than these.
-    pub(super) fn has_unknown(&self, known: &[&str]) -> bool {
+    pub(crate) fn has_unknown(&self, known: &[&str]) -> bool {
         self.pairs.iter().any(|(key, _)| !known.contains(&key.text.as_str()))
     }
 }

@@ -6,12 +6,12 @@
 //! each problem what holds meanwhile.
 
 mod evaluate;
-mod fields;
+pub(crate) mod fields;
 mod load;
 mod node_file;
 mod read;
 mod report;
-mod yaml;
+pub(crate) mod yaml;
 
 pub use self::{
     evaluate::{Evaluated, evaluate},

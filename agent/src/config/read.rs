@@ -280,7 +280,7 @@ fn entries(notes: &mut Notes<'_>, name: &str, node: &Node) -> Option<Entries> {
         .map(|(key, node)| {
             let at = notes.place(key.at);
             let (text, verbatim) = match &node.value {
-                Value::Scalar(Scalar { text, verbatim }) => (text.clone(), *verbatim),
+                Value::Scalar(Scalar { text, verbatim, .. }) => (text.clone(), *verbatim),
                 Value::Nothing => (String::new(), true),
                 other => match texts(other).filter(|_| key.text == KeyKind::Exempt.name()) {
                     Some(peers) => (peers.join(", "), false),

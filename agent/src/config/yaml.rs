@@ -12,9 +12,9 @@ use granit_parser::{Event, Marker, Parser, ScalarStyle, Span};
 
 /// A place in the file, line and column from 1, columns in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct At {
-    pub(super) line: u32,
-    pub(super) column: u32,
+pub(crate) struct At {
+    pub(crate) line: u32,
+    pub(crate) column: u32,
 }
 
 impl At {
@@ -29,14 +29,14 @@ impl At {
 
 /// A value and where it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Node {
-    pub(super) at: At,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) at: At,
+    pub(crate) value: Value,
 }
 
 /// What a value is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     /// Nothing at all: `key:` and no more, or `~`.
     Nothing,
     /// A text, a number, a truth value: all the same.
@@ -49,7 +49,7 @@ pub(super) enum Value {
 
 impl Value {
     /// The word for it in errors.
-    pub(super) const fn name(&self) -> &'static str {
+    pub(crate) const fn name(&self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
             Self::Scalar(_) => "a text",
@@ -61,48 +61,51 @@ impl Value {
 
 /// A text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Scalar {
-    pub(super) text: String,
+pub(crate) struct Scalar {
+    pub(crate) text: String,
     /// The text stands in the file letter for letter, from the node's place on.
-    pub(super) verbatim: bool,
+    pub(crate) verbatim: bool,
+    /// It stands without quotes, so it may have been meant as a number or a truth value.
+    pub(crate) plain: bool,
 }
 
 /// The key of a mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Key {
-    pub(super) at: At,
-    pub(super) text: String,
+pub(crate) struct Key {
+    pub(crate) at: At,
+    pub(crate) text: String,
 }
 
 /// Why a text is no tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Broken {
-    pub(super) at: At,
-    pub(super) what: String,
-    pub(super) expected: &'static str,
+pub(crate) struct Broken {
+    pub(crate) at: At,
+    pub(crate) what: String,
+    pub(crate) expected: &'static str,
 }
 
 /// A key that a mapping has twice. The first one counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Duplicate {
-    pub(super) at: At,
-    pub(super) key: String,
-    pub(super) first: At,
+pub(crate) struct Duplicate {
+    pub(crate) at: At,
+    pub(crate) key: String,
+    pub(crate) first: At,
 }
 
 /// A tree and the keys that were written twice in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Tree {
-    pub(super) root: Node,
-    pub(super) duplicates: Vec<Duplicate>,
+pub(crate) struct Tree {
+    pub(crate) root: Node,
+    pub(crate) duplicates: Vec<Duplicate>,
 }
 
-/// Nothing that makes sense here is nested deeper. The bound keeps whoever walks the tree, by
-/// recursion, off the end of the stack.
-const DEEPEST: usize = 16;
+/// Nothing that makes sense here is nested deeper: 16 levels of descriptors are 33 of YAML, and their
+/// metadata may have some too. The bound keeps whoever walks the tree, by recursion, off the end of
+/// the stack.
+const DEEPEST: usize = 48;
 
 /// Reads a text.
-pub(super) fn read(source: &str) -> Result<Tree, Broken> {
+pub(crate) fn read(source: &str) -> Result<Tree, Broken> {
     let mut builder = Builder { source, ..Builder::default() };
     for event in Parser::new_from_str(source) {
         let (event, span) = event.map_err(|error| Broken {
@@ -115,7 +118,7 @@ pub(super) fn read(source: &str) -> Result<Tree, Broken> {
     let root = builder.root.ok_or(Broken {
         at: At::START,
         what: "the file is empty".to_owned(),
-        expected: "at least `workloads: []`",
+        expected: "a key and a value, like `workloads: []`",
     })?;
     Ok(Tree { root, duplicates: builder.duplicates })
 }
@@ -187,7 +190,7 @@ impl Builder<'_> {
     fn open(&mut self, collection: Open, at: At) -> Result<(), Broken> {
         let broken = |what: &str, expected| Err(Broken { at, what: what.to_owned(), expected });
         if self.open.len() >= DEEPEST {
-            return broken("this is nested too deeply", "at most 16 levels");
+            return broken("this is nested too deeply", "at most 48 levels");
         }
         if let Some(Open::Mapping { key: None, .. }) = self.open.last() {
             return broken("a list or mapping stands where a key should", "a key, which is a text");
@@ -214,7 +217,11 @@ impl Builder<'_> {
         let value = if is_nothing {
             Value::Nothing
         } else {
-            Value::Scalar(Scalar { text: text.to_owned(), verbatim: inner == text })
+            Value::Scalar(Scalar {
+                text: text.to_owned(),
+                verbatim: inner == text,
+                plain: style == ScalarStyle::Plain,
+            })
         };
         self.value(Node { at, value })
     }
@@ -262,7 +269,7 @@ mod tests {
         assert_eq!((pairs[0].0.at, pairs[0].1.at), (at(1, 1), at(1, 4)));
         assert_eq!(
             pairs[0].1.value,
-            Value::Scalar(Scalar { text: "off".to_owned(), verbatim: true })
+            Value::Scalar(Scalar { text: "off".to_owned(), verbatim: true, plain: true })
         );
         let Value::Sequence(items) = &pairs[1].1.value else { panic!("{pairs:?}") };
         assert_eq!((items[0].at, items[1].at), (at(3, 6), at(4, 6)), "behind the quote");

@@ -1,0 +1,253 @@
+//! Counts by identity, in a bounded table.
+//!
+//! The table is lines of eight ways. A count lives in one of two lines that its identity names; a new
+//! one goes into the emptier of them. Finding one reads one or two lines of tags and one word, and
+//! changing it is a compare-and-swap: no lock, however many threads decide. Making a new one locks
+//! its two lines against others who do the same.
+//!
+//! **Expiry.** A count whose window is over, or whose bucket is full, equals an absent one, and its
+//! way is taken by the next count that needs one. Nobody sweeps.
+//!
+//! **The bound.** What lives is never evicted: an attacker who makes up values could forget everybody's
+//! counts. When both lines are full of what lives, there is no place, and the caller decides by a
+//! count that all crowded ones of the rule share.
+//!
+//! **Taking over a way.** The word is changed to [`BUSY`] first, by a compare-and-swap from what was
+//! found to be over; then tags and kind are written, then the new word. Who uses a way reads tags,
+//! word, and tags again, and then swaps the word. If the way was taken over between, the word is
+//! another: it was over when it was taken, and words of later windows are different words.
+//!
+//! Memory: 32 bytes a way. The table is zeroed pages of the kernel, so what was never used costs nothing.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use super::{
+    Now,
+    engine::{Kind, Step, Taken},
+    identity::Identity,
+};
+
+/// Ways of a line.
+const WAYS: usize = 8;
+
+/// The word of a way that is being taken over. No engine writes it: it would be a window number and a
+/// count that are both at their end, or a time of 2.3 years of uptime to the 256th of a nanosecond.
+const BUSY: u64 = u64::MAX;
+
+/// Locks for making counts: two lines share one with many others.
+const LOCKS: usize = 256;
+
+/// Eight counts. The tags of a line are one cache line.
+#[repr(C, align(64))]
+struct Line {
+    tags: [AtomicU64; WAYS],
+    ways: [Way; WAYS],
+}
+
+/// A count. It is there when its kind is not 0.
+#[repr(C)]
+struct Way {
+    high: AtomicU64,
+    word: AtomicU64,
+    kind: AtomicU64,
+}
+
+/// The table.
+pub struct Slab {
+    lines: Box<[Line]>,
+    locks: Box<[Mutex<()>]>,
+}
+
+/// There is no place for a new count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crowded;
+
+/// How full the table is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fill {
+    /// Ways that hold something that is not over.
+    pub live: usize,
+    /// Ways that were ever used.
+    pub used: usize,
+    /// All ways.
+    pub ways: usize,
+}
+
+impl std::fmt::Debug for Slab {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slab").field("ways", &(self.lines.len() * WAYS)).finish_non_exhaustive()
+    }
+}
+
+impl Slab {
+    /// A table for `counts` live counts. It has a quarter more ways, so that the two lines of a count
+    /// are practically never both full before the table is.
+    pub fn new(counts: usize) -> Self {
+        let lines = (counts.saturating_add(counts / 4).div_ceil(WAYS)).max(2);
+        let lines = Box::<[Line]>::new_zeroed_slice(lines);
+        // SAFETY: a line is `AtomicU64`s and nothing else, for which zero is a value.
+        let lines = unsafe { lines.assume_init() };
+        Self { lines, locks: (0..LOCKS).map(|_| Mutex::new(())).collect() }
+    }
+
+    /// Changes a count by a step, which is given the count's word, or 0 if there is none. It may be
+    /// called several times; what its last call says holds.
+    pub fn update(
+        &self,
+        identity: Identity,
+        kind: Kind,
+        now: Now,
+        mut step: impl FnMut(u64) -> Step,
+    ) -> Result<Taken, Crowded> {
+        let pair = self.pair(identity);
+        loop {
+            let Some((line, way)) = self.find(pair, identity) else {
+                match self.create(pair, identity, kind, now, &mut step) {
+                    Made::Taken(taken) => return Ok(taken),
+                    Made::Crowded => return Err(Crowded),
+                    // Somebody else made it meanwhile.
+                    Made::Exists => continue,
+                }
+            };
+            let word = way.word.load(Ordering::Acquire);
+            if word == BUSY || !is(line, way, identity) {
+                // Somebody is taking the way over, and may have been stopped in the middle of it.
+                thread::yield_now();
+                continue;
+            }
+            let Step { store, taken } = step(word);
+            let Some(next) = store else { return Ok(taken) };
+            let swapped =
+                way.word.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed);
+            if swapped.is_ok() {
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// A count's word, if there is one.
+    pub fn word(&self, identity: Identity) -> Option<u64> {
+        let (line, way) = self.find(self.pair(identity), identity)?;
+        let word = way.word.load(Ordering::Acquire);
+        (word != BUSY && is(line, way, identity)).then_some(word)
+    }
+
+    /// Counts what lives. It reads the whole table: not for a decision.
+    pub fn fill(&self, now: Now) -> Fill {
+        let mut fill = Fill { ways: self.lines.len() * WAYS, ..Fill::default() };
+        for way in self.lines.iter().flat_map(|line| &line.ways) {
+            let word = way.word.load(Ordering::Acquire);
+            if let Some(kind) = Kind::decode(way.kind.load(Ordering::Acquire)) {
+                fill.used += 1;
+                fill.live += usize::from(!kind.is_over(word, now));
+            }
+        }
+        fill
+    }
+
+    /// The two lines of an identity.
+    fn pair(&self, identity: Identity) -> [usize; 2] {
+        let lines = self.lines.len() as u64;
+        let reduce = |hash: u64| ((u128::from(hash) * u128::from(lines)) >> 64) as usize;
+        let first = reduce(identity.high);
+        // The low half is the tag; turned, it chooses independently enough of it.
+        let second = reduce(identity.low.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        [first, if second == first { (first + 1) % self.lines.len() } else { second }]
+    }
+
+    fn line(&self, index: usize) -> Option<&Line> {
+        self.lines.get(index)
+    }
+
+    fn find(&self, pair: [usize; 2], identity: Identity) -> Option<(&AtomicU64, &Way)> {
+        pair.into_iter().filter_map(|index| self.line(index)).find_map(|line| {
+            line.tags.iter().zip(&line.ways).find(|(tag, way)| is(tag, way, identity))
+        })
+    }
+
+    fn create(
+        &self,
+        pair: [usize; 2],
+        identity: Identity,
+        kind: Kind,
+        now: Now,
+        step: &mut impl FnMut(u64) -> Step,
+    ) -> Made {
+        // Whoever else could make this count has the same pair, so they wait for the same lock; but
+        // others may take over the same ways under another lock, which the swap to BUSY decides.
+        let lock = self.locks.get(pair[0].min(pair[1]) % LOCKS);
+        let _guard = lock.map(|lock| lock.lock().unwrap_or_else(PoisonError::into_inner));
+        if self.find(pair, identity).is_some() {
+            return Made::Exists;
+        }
+        let Step { store, taken } = step(0);
+        let Some(word) = store else { return Made::Taken(taken) };
+        loop {
+            let Some(Free { tag, way, old, .. }) = self.free(pair, now) else {
+                return Made::Crowded;
+            };
+            if way.word.compare_exchange(old, BUSY, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+                continue;
+            }
+            way.kind.store(kind.encode(), Ordering::Relaxed);
+            way.high.store(identity.high, Ordering::Release);
+            tag.store(identity.low, Ordering::Release);
+            way.word.store(word, Ordering::Release);
+            return Made::Taken(taken);
+        }
+    }
+
+    /// A way that nobody needs, in the line that has more of them.
+    fn free(&self, pair: [usize; 2], now: Now) -> Option<Free<'_>> {
+        let [first, second] = pair.map(|index| self.line(index).and_then(|line| free(line, now)));
+        match (first, second) {
+            (Some(first), Some(second)) if second.count > first.count => Some(second),
+            (first, second) => first.or(second),
+        }
+    }
+}
+
+/// Whether a way is an identity's.
+fn is(tag: &AtomicU64, way: &Way, identity: Identity) -> bool {
+    tag.load(Ordering::Acquire) == identity.low && way.high.load(Ordering::Acquire) == identity.high
+}
+
+/// A way that nobody needs, with its word, and how many of them the line has.
+struct Free<'a> {
+    tag: &'a AtomicU64,
+    way: &'a Way,
+    old: u64,
+    count: usize,
+}
+
+fn free(line: &Line, now: Now) -> Option<Free<'_>> {
+    let mut found: Option<Free<'_>> = None;
+    for (tag, way) in line.tags.iter().zip(&line.ways) {
+        let old = way.word.load(Ordering::Acquire);
+        let kind = Kind::decode(way.kind.load(Ordering::Acquire));
+        if old == BUSY || kind.is_some_and(|kind| !kind.is_over(old, now)) {
+            continue;
+        }
+        let count = found.as_ref().map_or(0, |found| found.count) + 1;
+        found = Some(Free { tag, way, old, count });
+    }
+    found
+}
+
+/// What came of making a count.
+enum Made {
+    /// It is there now, or need not be.
+    Taken(Taken),
+    /// It was there already.
+    Exists,
+    /// There is no place.
+    Crowded,
+}
+
+const _: () = assert!(size_of::<Line>() == 32 * WAYS);
