@@ -2,9 +2,9 @@
 //! node.
 //!
 //! `policy` and `config` read what people want, `compile` turns it into tables, `datapath` makes
-//! the kernel hold them, `workload` finds the interfaces, `audit` compares tracked connections with
-//! sockets, `quota` decides by domain and descriptors, `rls` asks it for Envoy, `app` wires these
-//! together. `lab`, `load` and `demo` show it at work.
+//! the kernel hold them, `workload` finds the interfaces, `kube` watches a node's pods, `audit`
+//! compares tracked connections with sockets, `quota` decides by domain and descriptors, `rls` asks
+//! it for Envoy, `app` wires these together. `lab`, `load` and `demo` show it at work.
 
 pub mod admin;
 pub mod app;
@@ -15,6 +15,7 @@ pub mod compile;
 pub mod config;
 pub mod datapath;
 pub mod demo;
+pub mod kube;
 pub mod lab;
 pub mod load;
 pub mod metrics;

@@ -11,7 +11,7 @@
 
 use std::{
     env,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fmt,
     fs::{self, File},
     io::{self, Read as _, Write as _},
@@ -26,6 +26,11 @@ use nix::sys::signal::Signal;
 use weir::{
     app::view::{Explanation, LimitStatus, Pause, Refusal, Status, UplinkStatus, WorkloadStatus},
     lab::{self, Lab, Namespace, Process},
+};
+
+use crate::{
+    apiserver::ApiServer,
+    kubelet::{Kubelet, NODE},
 };
 
 /// How long anything may take that should take an instant: loaded machines are slow.
@@ -93,6 +98,8 @@ pub struct Agent<'a> {
     pins: PathBuf,
     socket: PathBuf,
     log: PathBuf,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
     process: Option<Process>,
 }
 
@@ -107,6 +114,8 @@ impl<'a> Agent<'a> {
             pins: lab.pins(),
             socket: at("weir.sock"),
             log: at("agent.log"),
+            arguments: Vec::new(),
+            environment: Vec::new(),
             process: None,
         };
         agent.write(node_file);
@@ -119,6 +128,16 @@ impl<'a> Agent<'a> {
         agent.launch();
         agent.await_ready();
         agent
+    }
+
+    /// Watches the pods of [`NODE`] from the next start on.
+    #[must_use]
+    pub fn with_pods(mut self, server: &ApiServer, kubelet: &Kubelet) -> Self {
+        let arguments = ["--kubernetes", "--node-name", NODE, "--cgroup-root"];
+        self.arguments = arguments.into_iter().map(OsString::from).collect();
+        self.arguments.push(kubelet.root().into());
+        self.environment = vec![("KUBECONFIG".into(), server.kubeconfig().into())];
+        self
     }
 
     /// Starts the program, and does not wait.
@@ -138,6 +157,8 @@ impl<'a> Agent<'a> {
             .arg("--socket")
             .arg(&self.socket)
             .args(more)
+            .args(&self.arguments)
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("share the agent's log"))
             .stderr(log);

@@ -1,10 +1,12 @@
 //! Lab, packets and models for the suites in `tests/`.
 
 pub mod agent;
+pub mod apiserver;
 pub mod bpf;
 pub mod envoy;
 pub mod filters;
 pub mod http;
+pub mod kubelet;
 pub mod open;
 pub mod packet;
 pub mod raw;

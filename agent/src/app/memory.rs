@@ -1,6 +1,6 @@
 //! What must outlive the process, but not the machine's uptime: the last file and values that were
-//! good. A file that is broken when the agent starts then removes no protection. What changed is kept
-//! the same way.
+//! good. A file that is broken when the agent starts then removes no protection. What changed, and the
+//! pods that were known last, are kept the same way.
 
 use std::{
     collections::BTreeMap,
@@ -18,12 +18,12 @@ use crate::policy::LastGood;
 pub(super) struct Memory {
     /// The file's text.
     pub(super) file: String,
-    /// The last good values, by workload.
+    /// The last good values, by the workloads' identities.
     pub(super) last_good: BTreeMap<String, LastGood>,
 }
 
 /// Reads it; `None` when there is none.
-pub(super) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -32,7 +32,7 @@ pub(super) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
 }
 
 /// Writes it whole or not at all.
-pub(super) fn store(path: &Path, memory: &impl Serialize) -> io::Result<()> {
+pub(crate) fn store(path: &Path, memory: &impl Serialize) -> io::Result<()> {
     let partial = path.with_extension("partial");
     let mut file = fs::File::create(&partial)?;
     file.write_all(&serde_json::to_vec(memory)?)?;

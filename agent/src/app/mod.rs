@@ -2,7 +2,7 @@
 
 mod engine;
 mod history;
-mod memory;
+pub(crate) mod memory;
 mod netlink;
 mod observe;
 mod peaks;
@@ -20,11 +20,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
     sync::{broadcast, watch},
+    task::JoinHandle,
     time::{MissedTickBehavior, interval},
 };
 use tracing::{error, info};
@@ -35,7 +36,9 @@ use crate::{
     audit::{Subject, Unconfirmed},
     clock::Clock,
     datapath::{Datapath, Events},
+    kube::{self, Cluster},
     telemetry::LevelHandle,
+    workload::CgroupEvents,
 };
 
 /// How `weir agent` runs.
@@ -49,6 +52,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// The address for metrics and health, instead of the node file's.
     pub listen: Option<SocketAddr>,
+    /// The pods to protect, on a node of Kubernetes.
+    pub kubernetes: Option<Kubernetes>,
     /// The level at which the programs in the kernel log: 0 for not at all, 1 error to 5 trace.
     pub bpf_log: u8,
     /// Where this process answers for its own health; with it, it waits for another agent of this
@@ -56,6 +61,15 @@ pub struct Options {
     pub standby: Option<PathBuf>,
     /// Changes the level of the log.
     pub level: LevelHandle,
+}
+
+/// Where pods are found.
+#[derive(Clone, Debug)]
+pub struct Kubernetes {
+    /// The node's name.
+    pub node: String,
+    /// Where cgroups are mounted.
+    pub cgroups: PathBuf,
 }
 
 /// The engine, for whoever asks.
@@ -153,7 +167,15 @@ async fn agent(options: Options) -> anyhow::Result<()> {
     let mut events =
         unsafe { AsyncFd::register(datapath.events()?) }.context("cannot wait for events")?;
     let memory = state.join("last-good.json");
-    let engine = Engine::new(datapath, options.node_file.clone(), memory, clock);
+    let mut engine = Engine::new(datapath, options.node_file.clone(), memory, clock);
+    let mut pods = match &options.kubernetes {
+        Some(kubernetes) => Some(PodEvents::open(kubernetes, &state).await?),
+        None => None,
+    };
+    if let (Some(pods), Some(kubernetes)) = (&pods, &options.kubernetes) {
+        engine = engine.with_pods(kubernetes.cgroups.clone());
+        engine.expect_pods(pods.cluster.take().pods);
+    }
     let shared = Shared(Arc::new(Mutex::new(engine)));
     let mut links =
         netlink::LinkEvents::open().context("cannot listen for interfaces that come and go")?;
@@ -200,6 +222,14 @@ async fn agent(options: Options) -> anyhow::Result<()> {
                 changed.context("cannot listen for interfaces that come and go")?;
                 shared.step(Engine::reconcile).await?;
             }
+            changed = pod_changed(&mut pods) => match changed? {
+                PodEvent::Told(snapshot) => shared.step(move |engine| {
+                    if let Some(pods) = snapshot.pods {
+                        engine.take_pods(pods);
+                    }
+                }).await?,
+                PodEvent::Seen => shared.step(Engine::find_pods).await?,
+            },
             _ = poll.tick() => {
                 let now = Stamp::of(&options.node_file);
                 if now != seen {
@@ -210,13 +240,18 @@ async fn agent(options: Options) -> anyhow::Result<()> {
             _ = second.tick() => {
                 shared.step(|engine| {
                     engine.tick();
+                    engine.find_missing_pods();
                     // Namespaces come without an event in this one.
                     if engine.is_waiting() {
                         engine.reconcile();
                     }
                 }).await?;
+                if let Some(pods) = &pods {
+                    let cluster = Arc::clone(&pods.cluster);
+                    tokio::task::spawn_blocking(move || cluster.keep());
+                }
             }
-            _ = check.tick() => shared.step(Engine::reconcile).await?,
+            _ = check.tick() => shared.step(Engine::find_pods).await?,
             failed = &mut audits => return Err(failed),
             _ = day.tick() => shared.step(Engine::sweep).await?,
         }
@@ -230,6 +265,54 @@ async fn agent(options: Options) -> anyhow::Result<()> {
         probes.await.context("the socket for probes failed")?;
     }
     Ok(())
+}
+
+/// What is heard of pods.
+struct PodEvents {
+    cluster: Arc<Cluster>,
+    cgroups: CgroupEvents,
+    watch: JoinHandle<()>,
+}
+
+enum PodEvent {
+    /// The API server has told something.
+    Told(kube::Snapshot),
+    /// Something has changed in their cgroups.
+    Seen,
+}
+
+impl PodEvents {
+    async fn open(kubernetes: &Kubernetes, state: &Path) -> anyhow::Result<Self> {
+        let cluster = Cluster::remembered(kubernetes.node.clone(), state.join("pods.json"));
+        let cluster = Arc::new(cluster);
+        let cgroups = CgroupEvents::open(kubernetes.cgroups.clone())
+            .context("cannot watch the pods' cgroups")?;
+        let client = kube::connect().await?;
+        let watch = tokio::spawn(kube::watch(client, Arc::clone(&cluster)));
+        Ok(Self { cluster, cgroups, watch })
+    }
+
+    async fn next(&mut self) -> anyhow::Result<PodEvent> {
+        tokio::select! {
+            () = self.cluster.changed() => Ok(PodEvent::Told(self.cluster.take())),
+            changed = self.cgroups.changed() => {
+                changed.context("cannot watch the pods' cgroups")?;
+                Ok(PodEvent::Seen)
+            }
+            ended = &mut self.watch => {
+                ended.context("the watch of the API server failed")?;
+                bail!("the watch of the API server has ended")
+            }
+        }
+    }
+}
+
+/// The next change of pods; never where there are none.
+async fn pod_changed(pods: &mut Option<PodEvents>) -> anyhow::Result<PodEvent> {
+    match pods {
+        Some(pods) => pods.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Shared {

@@ -51,12 +51,30 @@ pub struct Subject {
     pub workload: Identity,
     /// Its name, for people.
     pub name: String,
-    /// The file of its network namespace; none for the agent's own.
-    pub netns: Option<PathBuf>,
+    /// Its network namespace; none for the agent's own.
+    pub network: Option<Network>,
     /// The interface that its packets are seen at: another one, another workload behind it.
     pub ifindex: u32,
     /// Its addresses.
     pub addresses: Vec<std::net::IpAddr>,
+}
+
+/// A network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// By the file that is to be opened.
+    File(PathBuf),
+    /// Open.
+    Open(NetNs),
+}
+
+impl Network {
+    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        match self {
+            Self::File(path) => NetNs::open(&path.to_string_lossy())?.run(work),
+            Self::Open(netns) => netns.run(work),
+        }
+    }
 }
 
 /// What a look at a subject showed.
@@ -77,9 +95,9 @@ impl Subject {
             let sockets = Sockets::dump().map_err(|error| context("its sockets", error))?;
             Ok(Look { sockets, addresses: addresses.map(Addr::from).collect() })
         };
-        let look = match &self.netns {
-            Some(path) => NetNs::open(&path.to_string_lossy())
-                .and_then(|netns| netns.run(inside))
+        let look = match &self.network {
+            Some(network) => network
+                .run(inside)
                 .map_err(|error| context("its network namespace", error))
                 .flatten(),
             None => inside(),

@@ -11,6 +11,7 @@ use crate::{
     app,
     datapath::{DEFAULT_PIN_ROOT, Datapath},
     telemetry::{self, Format, Levels},
+    workload::DEFAULT_CGROUP_ROOT,
 };
 
 /// Run the agent of this node
@@ -32,6 +33,16 @@ pub(super) struct Agent {
     /// Where metrics and health are served over TCP, instead of `admin.listen` of the node file
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
+    /// Protect the pods of this node too, as the API server tells them: by KUBECONFIG or
+    /// ~/.kube/config, or by the service account of the agent's own pod
+    #[arg(long, requires = "node_name")]
+    kubernetes: bool,
+    /// The node's name in Kubernetes
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: Option<String>,
+    /// Where the host's cgroups are mounted
+    #[arg(long, value_name = "FOLDER", env = "WEIR_CGROUP_ROOT", default_value = DEFAULT_CGROUP_ROOT)]
+    cgroup_root: PathBuf,
     /// What is logged: off, error, warn, info, debug, trace, or a list like
     /// info,weir::datapath=debug
     #[arg(long, value_name = "LEVEL", env = "WEIR_LOG", default_value = "info")]
@@ -47,7 +58,7 @@ pub(super) struct Agent {
     #[arg(long, value_name = "PATH")]
     standby: Option<PathBuf>,
     /// Remove all programs, pins and maps below --pin-dir; then nothing is limited any more
-    #[arg(long, conflicts_with_all = ["node_file", "listen", "bpf_log", "standby"])]
+    #[arg(long, conflicts_with_all = ["node_file", "kubernetes", "listen", "bpf_log", "standby"])]
     uninstall: bool,
     /// After --uninstall, stay until told to stop: pods of a DaemonSet must not end
     #[arg(long, requires = "uninstall")]
@@ -90,7 +101,10 @@ impl Agent {
             return Ok(removed);
         };
         let level = telemetry::init(&self.log, self.log_format).context("cannot start the log")?;
+        let node = self.node_name.filter(|_| self.kubernetes);
+        let cgroups = self.cgroup_root;
         app::run(app::Options {
+            kubernetes: node.map(|node| app::Kubernetes { node, cgroups }),
             node_file,
             pin_dir: self.pin_dir,
             socket: self.socket,

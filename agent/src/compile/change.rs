@@ -82,6 +82,21 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// The key of the workload that changes.
+    pub fn workload(&self) -> &str {
+        match self {
+            Self::AddWorkload { workload, .. }
+            | Self::Rename { workload, .. }
+            | Self::SetCell { workload, .. }
+            | Self::SetBlock { workload, .. }
+            | Self::RemoveBlock { workload, .. }
+            | Self::RemoveCell { workload, .. }
+            | Self::RemoveWorkload { workload } => workload,
+        }
+    }
+}
+
 /// The changes that lead from one table to the other; none when they are equal.
 pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
     let mut changes = Vec::new();

@@ -54,6 +54,8 @@ pub struct Compiled {
 pub struct Overflow {
     /// The workload's identity.
     pub workload: String,
+    /// Its name for people.
+    pub name: String,
     /// The direction.
     pub direction: Direction,
     /// The port; `None` for all that have no lines of their own.
@@ -130,7 +132,7 @@ impl fmt::Display for Overflow {
             Direction::Ingress => "inbound",
             Direction::Egress => "outbound",
         };
-        write!(f, "workload {}: {count} {direction} {rules} for ", self.workload)?;
+        write!(f, "workload {}: {count} {direction} {rules} for ", self.name)?;
         match self.port {
             Some(port) => write!(f, "port {port}")?,
             None => f.write_str("any port")?,
@@ -279,6 +281,7 @@ impl<'a> Workload<'a> {
         }
         self.overflows.push(Overflow {
             workload: self.subject.identity.to_owned(),
+            name: self.subject.name.to_owned(),
             direction,
             port,
             rules: set,

@@ -21,8 +21,12 @@ fn policy(rows: &[(&str, &str)], exempt: &[&str]) -> Effective {
         .iter()
         .map(|peer| Sourced { value: parse_cidr(peer).unwrap(), origin: Origin::BUILT_IN });
     let administrator = Administrator { exempt: exempt.collect(), ..Administrator::default() };
-    let subject =
-        crate::policy::Subject { name: "web", labels: &BTreeMap::new(), ports: &Ports::new() };
+    let subject = crate::policy::Subject {
+        name: "web",
+        namespace: None,
+        labels: &BTreeMap::new(),
+        ports: &Ports::new(),
+    };
     let layers = Layers { administrator: &administrator, namespace: &[], workload: &entries };
     effective(&subject, &layers, None).effective
 }

@@ -1,11 +1,14 @@
-//! From the node file to what holds for each workload.
+//! From what was written to what holds for each workload.
 
 use std::collections::BTreeMap;
 
 use super::node_file::{NodeFile, Workload};
 use crate::{
     compile,
-    policy::{Effective, LastGood, Layers, Line, Outcome, Port, Problem, Subject, effective},
+    policy::{
+        Administrator, Effective, LastGood, Layers, Line, Outcome, Port, Problem, Subject,
+        effective,
+    },
 };
 
 /// What holds for one workload.
@@ -26,7 +29,7 @@ impl Evaluated<'_> {
     pub fn subject(&self) -> compile::Subject<'_> {
         let workload = self.workload;
         compile::Subject {
-            identity: &workload.name,
+            identity: &workload.identity,
             name: &workload.name,
             effective: &self.effective,
             probes: workload.probes.as_ref(),
@@ -35,22 +38,42 @@ impl Evaluated<'_> {
     }
 }
 
-/// Evaluates all workloads, each with the last good values known under its name.
+/// Evaluates the workloads of a file, each with the last good values known under its identity.
 pub fn evaluate<'a>(
     file: &'a NodeFile,
     last_good: &BTreeMap<String, LastGood>,
 ) -> Vec<Evaluated<'a>> {
-    file.workloads
-        .iter()
-        .map(|workload| one(file, workload, last_good.get(&workload.name)))
-        .collect()
+    evaluate_all(&file.administrator, &file.workloads, last_good)
 }
 
-fn one<'a>(file: &NodeFile, workload: &'a Workload, last_good: Option<&LastGood>) -> Evaluated<'a> {
-    let subject =
-        Subject { name: &workload.name, labels: &workload.labels, ports: &workload.ports };
-    let layers =
-        Layers { administrator: &file.administrator, namespace: &[], workload: &workload.policy };
+/// Evaluates workloads, wherever they come from, in their order.
+pub fn evaluate_all<'a>(
+    administrator: &Administrator,
+    workloads: impl IntoIterator<Item = &'a Workload>,
+    last_good: &BTreeMap<String, LastGood>,
+) -> Vec<Evaluated<'a>> {
+    let one =
+        |workload: &'a Workload| one(administrator, workload, last_good.get(&workload.identity));
+    workloads.into_iter().map(one).collect()
+}
+
+fn one<'a>(
+    administrator: &Administrator,
+    workload: &'a Workload,
+    last_good: Option<&LastGood>,
+) -> Evaluated<'a> {
+    let namespace = workload.namespace.as_deref();
+    let subject = Subject {
+        name: &workload.name,
+        namespace: namespace.map(|namespace| namespace.name.as_str()),
+        labels: &workload.labels,
+        ports: &workload.ports,
+    };
+    let layers = Layers {
+        administrator,
+        namespace: namespace.map_or(&[], |namespace| namespace.policy.as_slice()),
+        workload: &workload.policy,
+    };
     let Outcome { mut effective, last_good, mut problems } =
         effective(&subject, &layers, last_good);
     if workload.is_host() {

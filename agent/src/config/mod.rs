@@ -14,9 +14,11 @@ mod report;
 pub(crate) mod yaml;
 
 pub use self::{
-    evaluate::{Evaluated, evaluate},
+    evaluate::{Evaluated, evaluate, evaluate_all},
     load::{LoadError, load},
-    node_file::{Attach, Location, Netns, NodeFile, Uplink, Workload, XdpMode},
+    node_file::{
+        Attach, Location, Namespace, Netns, NodeFile, PodLocation, Uplink, Workload, XdpMode,
+    },
     read::{Reading, read},
     report::{Report, check},
 };

@@ -6,6 +6,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
 };
 
 use serde::Serialize;
@@ -64,9 +65,11 @@ impl XdpMode {
 /// A workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
-    /// Its name, which is also its identity.
+    /// Its name for people: a pod's is `NAMESPACE/POD`.
     pub name: String,
-    /// Where it stands in the file.
+    /// What tells it from all others for as long as it lives: its name in a file, a pod's UID.
+    pub identity: String,
+    /// Where it stands in the file; nowhere, if it does not.
     pub place: Place,
     /// Where its packets are seen.
     pub location: Location,
@@ -82,7 +85,20 @@ pub struct Workload {
     pub resets: Bucket,
     /// Limits for all ports may hold on the host's own interface, management included.
     pub include_management: bool,
+    /// The Kubernetes namespace that it is in, if it is a pod.
+    pub namespace: Option<Arc<Namespace>>,
     /// Its own layer.
+    pub policy: Entries,
+    /// What else to know about its connections.
+    pub remarks: Vec<String>,
+}
+
+/// A Kubernetes namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+    /// Its layer.
     pub policy: Entries,
 }
 
@@ -111,6 +127,19 @@ pub enum Location {
         /// On which side of it.
         attach: Attach,
     },
+    /// All interfaces of a pod.
+    Pod(PodLocation),
+}
+
+/// Which network a pod has.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PodLocation {
+    /// The node's own.
+    Node,
+    /// The one of the processes in the cgroup that kubelet made for this UID. It is the pod's own
+    /// UID but for static pods.
+    Cgroup(String),
 }
 
 impl fmt::Display for Location {
@@ -118,6 +147,8 @@ impl fmt::Display for Location {
         match self {
             Self::Host { interface } => write!(f, "{interface}"),
             Self::Namespace { netns, interface, .. } => write!(f, "{interface} in {netns}"),
+            Self::Pod(PodLocation::Node) => write!(f, "the node's network"),
+            Self::Pod(PodLocation::Cgroup(uid)) => write!(f, "pod {uid}"),
         }
     }
 }

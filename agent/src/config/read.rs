@@ -228,15 +228,22 @@ fn read_policy(notes: &mut Notes<'_>, node: &Node) -> Option<Policy> {
 }
 
 fn read_match(notes: &mut Notes<'_>, node: &Node) -> Option<Match> {
-    let fields = notes.fields("match", node, &["name", "labels"], &["namespace"])?;
-    let name = fields.read(notes, "name", |notes, node| {
-        Some(Glob::new(&notes.text("name", node, "a pattern like `web-*`")?.text))
-    });
+    const KEYS: &[&str] = &["name", "namespace", "labels"];
+    let fields = notes.fields("match", node, KEYS, &[])?;
+    let mut pattern = |key| {
+        fields.read(notes, key, |notes, node| {
+            Some(Glob::new(&notes.text(key, node, "a pattern like `web-*`")?.text))
+        })
+    };
+    let (name, namespace) = (pattern("name"), pattern("namespace"));
     let labels = fields.read(notes, "labels", read_labels);
     // Without an unknown key, a `match` is about fewer workloads; with it ignored, about too many.
-    let unknown = fields.has_unknown(&["name", "labels"]);
-    let matches =
-        Match { name: name.map(Some).good(|| None)?, labels: labels.good(BTreeMap::new)? };
+    let unknown = fields.has_unknown(KEYS);
+    let matches = Match {
+        name: name.map(Some).good(|| None)?,
+        namespace: namespace.map(Some).good(|| None)?,
+        labels: labels.good(BTreeMap::new)?,
+    };
     (!unknown).then_some(matches)
 }
 
@@ -410,6 +417,8 @@ fn place(workload: &Workload) -> (Option<PathBuf>, String) {
     match &workload.location {
         Location::Host { interface } => (None, interface.clone()),
         Location::Namespace { netns, interface, .. } => (Some(netns.path()), interface.clone()),
+        // No file names pods; each has a network of its own.
+        Location::Pod(_) => (None, format!("pod {}", workload.identity)),
     }
 }
 
@@ -507,7 +516,10 @@ fn read_workload(
     let policy = fields.read(notes, "policy", |notes, node| entries(notes, "policy", node));
     let policy = notes.settle(policy, before.map(|before| &before.policy), Vec::new);
     Some(Workload {
+        identity: name.clone(),
         name,
+        namespace: None,
+        remarks: Vec::new(),
         place: notes.place(fields.at),
         location,
         addresses,

@@ -153,9 +153,8 @@ fn each_problem_says_where_what_and_what_was_expected() {
              node.yaml:1:11 already",
         ),
         (
-            "policies: [{match: {namespace: shop}, default: {mode: shadow}}]",
-            "node.yaml:1:21: error: `namespace` in `match` is not supported by this version; \
-             expected one of name, labels",
+            "policies: [{match: {namespace: [shop]}, default: {mode: shadow}}]",
+            "node.yaml:1:32: error: `namespace`: a list stands here; expected a pattern like `web-*`",
         ),
         (
             "policies: [{match: {name: x}}]",

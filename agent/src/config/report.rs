@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{evaluate::Evaluated, evaluate::evaluate, read::Reading, read::read};
 use crate::{
     compile::{NodeFacts, Overflow, compile},
-    policy::{Problem, Severity},
+    policy::{Place, Problem, Severity},
 };
 
 /// All problems of a file.
@@ -28,6 +28,8 @@ impl Report {
         let mut told = HashSet::new();
         let mut problems: Vec<Problem> = found
             .chain(&reading.problems)
+            // Objects are told about their annotations themselves.
+            .filter(|problem| !matches!(problem.place, Place::Annotation { .. }))
             .filter(|problem| told.insert((&problem.place, &problem.what)))
             .cloned()
             .collect();

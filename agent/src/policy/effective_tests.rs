@@ -78,7 +78,8 @@ impl Written {
             policies: self.policies.clone(),
         };
         let ports = Ports::from([(PortName::parse("mysql").unwrap(), Port::new(3306).unwrap())]);
-        let subject = Subject { name: "web-1", labels: &BTreeMap::new(), ports: &ports };
+        let subject =
+            Subject { name: "web-1", namespace: None, labels: &BTreeMap::new(), ports: &ports };
         let (namespace, workload) = (&self.namespace, &self.workload);
         effective(
             &subject,

@@ -126,8 +126,10 @@ pub struct Policy {
 /// Which workloads a policy is about; an empty one is about all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Match {
-    /// Pattern for the name.
+    /// Pattern for the name; of a pod, for its name without the namespace.
     pub name: Option<Glob>,
+    /// Pattern for the Kubernetes namespace; what is in none has none that fits.
+    pub namespace: Option<Glob>,
     /// Labels that the workload must have.
     pub labels: BTreeMap<String, String>,
 }
@@ -135,7 +137,9 @@ pub struct Match {
 impl Match {
     /// Whether the workload is meant.
     pub fn matches(&self, workload: &Subject<'_>) -> bool {
-        self.name.as_ref().is_none_or(|glob| glob.matches(workload.name))
+        let fits = |glob: &Glob| workload.namespace.is_some_and(|name| glob.matches(name));
+        self.name.as_ref().is_none_or(|glob| glob.matches(workload.own_name()))
+            && self.namespace.as_ref().is_none_or(fits)
             && self.labels.iter().all(|(key, value)| workload.labels.get(key) == Some(value))
     }
 }
@@ -143,12 +147,22 @@ impl Match {
 /// The facts about a workload that policy depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
-    /// Its name.
+    /// Its name for people; of a pod `NAMESPACE/POD`.
     pub name: &'a str,
+    /// The Kubernetes namespace that it is in, if it is a pod.
+    pub namespace: Option<&'a str>,
     /// Its labels.
     pub labels: &'a BTreeMap<String, String>,
     /// The ports it declares.
     pub ports: &'a Ports,
+}
+
+impl Subject<'_> {
+    /// Its name without the namespace.
+    fn own_name(&self) -> &str {
+        let inside = |namespace| self.name.strip_prefix(namespace)?.strip_prefix('/');
+        self.namespace.and_then(inside).unwrap_or(self.name)
+    }
 }
 
 /// A pattern: `*` stands for any text, `?` for one character.
@@ -240,6 +254,22 @@ mod tests {
         ] {
             assert_eq!(Glob::new(pattern).matches(name), fits, "{pattern} {name}");
         }
+    }
+
+    #[test]
+    fn a_pod_is_matched_by_namespace_and_by_its_own_name() {
+        let (labels, ports) = (BTreeMap::new(), Ports::new());
+        let subject = |name, namespace| Subject { name, namespace, labels: &labels, ports: &ports };
+        let pod = subject("shop/web-1", Some("shop"));
+        let machine = subject("web-1", None);
+        let glob = |pattern| Some(Glob::new(pattern));
+        let matches = |name, namespace| Match { name, namespace, labels: BTreeMap::new() };
+        assert!(matches(glob("web-*"), None).matches(&pod));
+        assert!(matches(glob("web-*"), glob("sh*")).matches(&pod));
+        assert!(!matches(glob("web-*"), glob("bank")).matches(&pod));
+        assert!(!matches(glob("shop*"), None).matches(&pod));
+        assert!(matches(glob("web-*"), None).matches(&machine));
+        assert!(!matches(None, glob("*")).matches(&machine), "a machine is in no namespace");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, net::IpAddr};
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::{
     address::{AddressAttribute, AddressMessage},
-    link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
 };
 
 /// One interface.
@@ -19,6 +19,8 @@ pub struct Interface {
     pub veth_peer: Option<u32>,
     /// Whether its packets start with an Ethernet header.
     pub ethernet: bool,
+    /// Whether it is up, and not the loopback.
+    pub carries: bool,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
 }
@@ -76,6 +78,8 @@ fn interface(link: &LinkMessage) -> Interface {
             link.header.link_layer_type,
             LinkLayerType::Ether | LinkLayerType::Loopback
         ),
+        carries: link.header.flags.contains(LinkFlags::Up)
+            && !link.header.flags.contains(LinkFlags::Loopback),
         addresses: Vec::new(),
     }
 }

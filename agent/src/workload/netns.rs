@@ -43,6 +43,11 @@ impl NetNs {
         self.cookie
     }
 
+    /// The number of its file, which no other namespace has while this one is open.
+    pub const fn inode(&self) -> u64 {
+        self.inode
+    }
+
     /// Whether this is the namespace that the process itself runs in.
     pub fn is_own(&self) -> bool {
         fs::metadata("/proc/self/ns/net").is_ok_and(|own| own.ino() == self.inode)

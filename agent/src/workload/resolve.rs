@@ -5,10 +5,11 @@ use std::{io, net::IpAddr};
 use super::{
     interfaces::{self, Interface},
     netns::NetNs,
+    pods::PodNetworks,
 };
 use crate::{
     compile::Identity,
-    config::{Attach, Location, Uplink, Workload, XdpMode},
+    config::{Attach, Location, Netns, PodLocation, Uplink, Workload, XdpMode},
     datapath::{Attachment, Side, Target, UplinkMode},
 };
 
@@ -39,6 +40,23 @@ pub enum Missing {
         /// Where.
         netns: String,
     },
+    /// A pod without a network of its own.
+    #[error("it uses the node's network, where its connections cannot be told from others")]
+    NodeNetwork,
+    /// A pod that nothing runs in, as far as one can see.
+    #[error("no process of this pod was found yet: it is limited as soon as one appears")]
+    NoProcess,
+    /// A pod whose processes may not be looked at.
+    #[error("its network namespace cannot be opened: {problem}")]
+    Hidden {
+        /// Why.
+        problem: String,
+    },
+    /// A pod without an interface.
+    #[error(
+        "its network namespace has no interface that is up: it is limited as soon as one appears"
+    )]
+    NoInterface,
     /// Netlink failed.
     #[error("cannot list interfaces {place}")]
     Netlink {
@@ -49,69 +67,125 @@ pub enum Missing {
     },
 }
 
-/// Finds where to attach for a workload. `host` lists the interfaces of the agent's namespace.
+/// Finds where to attach for a workload: for a pod at all its interfaces, else at one. `host` lists
+/// the interfaces of the agent's namespace.
 pub fn resolve(
     workload: &Workload,
     identity: Identity,
     host: &[Interface],
-) -> Result<Attachment, Missing> {
-    let (found, side, netns) = match &workload.location {
+    pods: &mut PodNetworks,
+) -> Result<Vec<Attachment>, Missing> {
+    let found = match &workload.location {
         Location::Host { interface } => {
-            let found = host.iter().find(|link| link.name == *interface).ok_or_else(|| {
-                Missing::Interface {
-                    interface: interface.clone(),
-                    place: "on this host".to_owned(),
-                }
+            let found = host.iter().find(|link| link.name == *interface);
+            let interface = found.cloned().ok_or_else(|| Missing::Interface {
+                interface: interface.clone(),
+                place: "on this host".to_owned(),
             })?;
-            (found.clone(), Side::Own, None)
+            vec![Found { interface, side: Side::Own, netns: None }]
         }
         Location::Namespace { netns, interface, attach } => {
-            let path = netns.path();
-            let netns_name = netns.to_string();
-            let open = NetNs::open(&path.to_string_lossy())
-                .map_err(|source| Missing::Namespace { netns: netns_name.clone(), source })?;
-            let place = format!("in {netns_name}");
-            let inside = open
-                .run(interfaces::list)
-                .and_then(|list| list)
-                .map_err(|source| Missing::Netlink { place: place.clone(), source })?;
-            let found = inside
-                .iter()
-                .find(|link| link.name == *interface)
-                .ok_or_else(|| Missing::Interface { interface: interface.clone(), place })?;
-            let host_end = host_end(found, host, open.is_own());
-            match (attach, host_end) {
-                (_, _) if open.is_own() => (found.clone(), Side::Own, None),
-                (Attach::Auto | Attach::Host, Some(end)) => {
-                    let addresses = found.addresses.clone();
-                    (Interface { addresses, ..end.clone() }, Side::Host, None)
-                }
-                (Attach::Host, None) => {
-                    return Err(Missing::NoHostEnd {
-                        interface: interface.clone(),
-                        netns: netns_name,
-                    });
-                }
-                (Attach::Auto | Attach::Pod, _) => (found.clone(), Side::Pod, Some(open)),
-            }
+            vec![in_namespace(netns, interface, *attach, host)?]
+        }
+        Location::Pod(PodLocation::Node) => return Err(Missing::NodeNetwork),
+        Location::Pod(PodLocation::Cgroup(uid)) => of_pod(uid, host, pods)?,
+    };
+    let attachment = |Found { interface, side, netns }| {
+        let addresses = if workload.addresses.is_empty() {
+            interface.addresses.iter().copied().filter(is_routable).collect()
+        } else {
+            workload.addresses.clone()
+        };
+        Attachment {
+            interface: interface.name,
+            ifindex: interface.index,
+            ethernet: interface.ethernet,
+            target: Target::Workload { workload: identity, side, netns, addresses },
         }
     };
-    let addresses = if workload.addresses.is_empty() {
-        found.addresses.iter().copied().filter(is_routable).collect()
-    } else {
-        workload.addresses.clone()
+    Ok(found.into_iter().map(attachment).collect())
+}
+
+/// An interface to attach to, with the addresses that the workload has there.
+struct Found {
+    interface: Interface,
+    side: Side,
+    netns: Option<NetNs>,
+}
+
+fn in_namespace(
+    netns: &Netns,
+    interface: &str,
+    attach: Attach,
+    host: &[Interface],
+) -> Result<Found, Missing> {
+    let name = netns.to_string();
+    let open = NetNs::open(&netns.path().to_string_lossy())
+        .map_err(|source| Missing::Namespace { netns: name.clone(), source })?;
+    let place = format!("in {name}");
+    let inside = list_inside(&open, &place)?;
+    let found = inside
+        .iter()
+        .find(|link| link.name == interface)
+        .ok_or_else(|| Missing::Interface { interface: interface.to_owned(), place })?;
+    side_of(found, attach, host, &open)
+        .ok_or_else(|| Missing::NoHostEnd { interface: interface.to_owned(), netns: name })
+}
+
+fn of_pod(uid: &str, host: &[Interface], pods: &mut PodNetworks) -> Result<Vec<Found>, Missing> {
+    let network = pods.get_mut(uid).map_err(|problem| match problem {
+        Some(problem) => Missing::Hidden { problem },
+        None => Missing::NoProcess,
+    })?;
+    // The ends of a veth come and go together, so that the host's ends show whether those inside
+    // are the same.
+    let is_there = |link: &Interface| link.veth_peer.is_none() || host_end(link, host).is_some();
+    let known = network.interfaces.take().filter(|known| known.iter().all(is_there));
+    let inside = match known {
+        Some(known) => known,
+        None => {
+            let mut inside = list_inside(&network.netns, "in the pod")?;
+            inside.retain(|link| link.carries);
+            inside
+        }
     };
-    Ok(Attachment {
-        interface: found.name,
-        ifindex: found.index,
-        ethernet: found.ethernet,
-        target: Target::Workload { workload: identity, side, netns, addresses },
-    })
+    if inside.is_empty() {
+        return Err(Missing::NoInterface);
+    }
+    let found = |link| side_of(link, Attach::Auto, host, &network.netns);
+    let found = inside.iter().filter_map(found).collect();
+    network.interfaces = Some(inside);
+    Ok(found)
+}
+
+fn list_inside(netns: &NetNs, place: &str) -> Result<Vec<Interface>, Missing> {
+    let list = netns.run(interfaces::list).and_then(|list| list);
+    list.map_err(|source| Missing::Netlink { place: place.to_owned(), source })
+}
+
+/// On which side of a namespace's interface to attach; `None` when that is to be the host's and
+/// there is none.
+fn side_of(inside: &Interface, attach: Attach, host: &[Interface], netns: &NetNs) -> Option<Found> {
+    if netns.is_own() {
+        return Some(Found { interface: inside.clone(), side: Side::Own, netns: None });
+    }
+    match (attach, host_end(inside, host)) {
+        (Attach::Auto | Attach::Host, Some(end)) => {
+            let addresses = inside.addresses.clone();
+            let interface = Interface { addresses, ..end.clone() };
+            Some(Found { interface, side: Side::Host, netns: None })
+        }
+        (Attach::Host, None) => None,
+        (Attach::Auto | Attach::Pod, _) => {
+            let netns = Some(netns.clone());
+            Some(Found { interface: inside.clone(), side: Side::Pod, netns })
+        }
+    }
 }
 
 /// The host's end of a veth: an interface here whose peer is `inside`, and which is its peer.
-fn host_end<'a>(inside: &Interface, host: &'a [Interface], same: bool) -> Option<&'a Interface> {
-    let peer = inside.veth_peer.filter(|_| !same)?;
+fn host_end<'a>(inside: &Interface, host: &'a [Interface]) -> Option<&'a Interface> {
+    let peer = inside.veth_peer?;
     host.iter().find(|link| link.index == peer && link.veth_peer == Some(inside.index))
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use weir_common::layout::Hook;
 
-use super::{Engine, Known, seconds};
+use super::{Engine, Known, is_pod, seconds};
 use crate::{
     app::{
         observe::{Scope, is_inbound_rate},
@@ -67,7 +67,7 @@ impl Engine {
         Some(view::Explanation {
             workload: self.workload_status(known),
             lines: lines.collect(),
-            problems: known.problems.clone(),
+            problems: known.problems.iter().map(ToString::to_string).collect(),
             refusals: refusals.map(|kept| kept.iter().cloned().collect()).unwrap_or_default(),
         })
     }
@@ -152,19 +152,17 @@ impl Engine {
         let shadow = known.effective.lines.iter().all(|line| line.shadow.is_some());
         let (condition, detail) = match &known.attached {
             Err(_) if !self.decided => ("undecided", None),
+            // Most of a cluster's pods: nothing that should hold does not.
+            Err(_) if is_pod(&known.location) && known.effective.lines.is_empty() => {
+                ("no-policy", None)
+            }
             Err(reason) => ("not-enforced", Some(reason.clone())),
             Ok(_) if known.effective.lines.is_empty() => ("no-policy", None),
             Ok(_) if paused.is_some() => ("paused", None),
             Ok(_) if shadow => ("shadow", None),
-            Ok(attached) if !attached.before.is_empty() => {
-                let others = attached.before.join(", ");
-                (
-                    "enforced",
-                    Some(format!("programs of others run first and may decide first: {others}")),
-                )
-            }
             Ok(_) => ("enforced", None),
         };
+        let detail = detail.or_else(|| remarks(known));
         Condition { word: condition, detail, paused_ns: paused }
     }
 
@@ -173,7 +171,7 @@ impl Engine {
         let attached = known.attached.as_ref().ok();
         view::WorkloadStatus {
             name: known.name.clone(),
-            location: known.location.clone(),
+            location: known.location.to_string(),
             condition: word.to_owned(),
             detail,
             attached: attached.map(|attached| attached.kind.to_owned()),
@@ -186,7 +184,7 @@ impl Engine {
     }
 
     fn limits(&self, known: &Known) -> Vec<view::LimitStatus> {
-        let Some(table) = self.tables.workloads.get(&known.name) else { return Vec::new() };
+        let Some(table) = self.tables.workloads.get(&known.key) else { return Vec::new() };
         let mut limits: Vec<_> = table.cells.iter().collect();
         limits.sort_by_key(|(_, cell)| cell.line);
         let mut shown = Vec::new();
@@ -244,6 +242,16 @@ impl Engine {
         }
         decisions
     }
+}
+
+/// What to know about a workload whose programs are attached.
+fn remarks(known: &Known) -> Option<String> {
+    let before = known.attached.as_ref().ok()?.before.as_slice();
+    let others = (!before.is_empty()).then(|| {
+        format!("programs of others run first and may decide first: {}", before.join(", "))
+    });
+    let said: Vec<String> = others.into_iter().chain(known.remarks.iter().cloned()).collect();
+    (!said.is_empty()).then(|| said.join("; "))
 }
 
 /// What can be said of a workload in one word, and what to know about it.

@@ -4,11 +4,13 @@
 //! It refuses to know who asks: timers, netlink, files and sockets are `super::run`'s.
 
 mod answers;
+mod pods;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
 };
 
 use tokio::sync::broadcast;
@@ -18,7 +20,7 @@ use weir_common::{
     verdict::{Reason, Verdict},
 };
 
-use self::answers::Condition;
+use self::{answers::Condition, pods::Pods};
 use super::{
     history::{Facts, History, Part},
     memory::{self, Memory},
@@ -26,12 +28,12 @@ use super::{
     view,
 };
 use crate::{
-    audit::{Auditor, Confirmation, Looked, Subject, Unconfirmed},
+    audit::{Auditor, Confirmation, Looked, Network, Subject, Unconfirmed},
     clock::Clock,
-    compile::{Change, Identity, LineRef, NodeFacts, Tables, compile, diff},
-    config::{self, Evaluated, Location, NodeFile, Report, evaluate, read},
+    compile::{Change, Compiled, Identity, LineRef, NodeFacts, Overflow, Tables, compile, diff},
+    config::{self, Evaluated, Location, NodeFile, PodLocation, Report, evaluate_all, read},
     datapath::{Attached, Attachment, Datapath, DatapathError, Target},
-    policy::{Effective, LastGood, Origin, Period},
+    policy::{Effective, LastGood, Origin, Period, Problem},
     workload::{self, Interface, interfaces},
 };
 
@@ -49,8 +51,14 @@ pub struct Engine {
     started_ns: u64,
     path: PathBuf,
     memory: PathBuf,
+    /// The text of the file that holds; empty when none was ever good.
+    text: String,
     file: NodeFile,
     last_good: BTreeMap<String, LastGood>,
+    /// Whether values were read that the file of the last good ones does not have.
+    last_good_changed: bool,
+    /// What Kubernetes says; on a machine without it, nothing.
+    pods: Pods,
     loaded_at: f64,
     reloads: view::Reloads,
     problems: Vec<String>,
@@ -69,13 +77,18 @@ pub struct Engine {
     decided: bool,
 }
 
-/// A workload of the file.
+/// A workload of the file, or a pod.
 struct Known {
     name: String,
+    /// What tells it from all others, as text: its key in the tables.
+    key: String,
     identity: Identity,
-    location: String,
+    location: Location,
+    /// Its addresses, if they were told.
+    addresses: Vec<IpAddr>,
     effective: Effective,
-    problems: Vec<String>,
+    problems: Vec<Problem>,
+    remarks: Vec<String>,
     attached: Result<Attached, String>,
     /// The interface that its packets are seen at, and its addresses.
     seen_at: Option<(u32, Vec<IpAddr>)>,
@@ -91,8 +104,11 @@ impl Engine {
             path,
             history_path: memory.with_file_name("history.json"),
             memory,
+            text: String::new(),
             file: NodeFile::default(),
             last_good: BTreeMap::new(),
+            last_good_changed: false,
+            pods: Pods::default(),
             loaded_at: 0.0,
             reloads: view::Reloads::default(),
             problems: Vec::new(),
@@ -124,7 +140,7 @@ impl Engine {
             Ok(Some(memory)) => {
                 let name = self.path.display().to_string();
                 if let Ok(reading) = read(&memory.file, &name, None) {
-                    self.file = reading.file;
+                    (self.file, self.text) = (reading.file, memory.file);
                 }
                 self.last_good = memory.last_good;
             }
@@ -160,27 +176,44 @@ impl Engine {
             }
         };
         let file = self.file.clone();
-        let evaluated = evaluate(&file, &self.last_good);
+        let pods = self.pods.workloads();
+        let workloads = file.workloads.iter().chain(pods.iter().map(Arc::as_ref));
+        let evaluated = evaluate_all(&file.administrator, workloads, &self.last_good);
+        let Compiled { tables, overflows } = self.compile(&evaluated);
         if let Some(reading) = &problems {
             self.loaded_at = seconds(self.clock.realtime_ns());
             self.reloads.succeeded += 1;
-            let compiled = self.compile(&evaluated);
-            let report = Report::of(reading, &evaluated, &compiled.overflows);
+            let report = Report::of(reading, &evaluated, &overflows);
             self.problems = report.problems.iter().map(ToString::to_string).collect();
             for problem in &self.problems {
                 warn!(file = name, problem, "a part of the file does not hold");
             }
         }
-        self.hold(evaluated);
         if let Some(text) = text {
-            let memory = Memory { file: text, last_good: self.last_good.clone() };
-            if let Err(problem) = memory::store(&self.memory, &memory) {
-                warn!(path = %self.memory.display(), error = %problem, "the last good policy was not kept for the next start");
-            }
+            self.text = text;
+            self.last_good_changed = true;
+        }
+        // Who does not know the pods yet would take away what holds for them.
+        if self.pods.are_known() {
+            self.hold(evaluated, tables, &overflows);
+            self.reconcile();
+        }
+        self.keep_last_good();
+    }
+
+    /// Keeps what is good now for the next start.
+    fn keep_last_good(&mut self) {
+        // What no file was good for is not kept either.
+        if !std::mem::take(&mut self.last_good_changed) || self.text.is_empty() {
+            return;
+        }
+        let memory = Memory { file: self.text.clone(), last_good: self.last_good.clone() };
+        if let Err(problem) = memory::store(&self.memory, &memory) {
+            warn!(path = %self.memory.display(), error = %problem, "the last good policy was not kept for the next start");
         }
     }
 
-    fn compile(&self, evaluated: &[Evaluated<'_>]) -> crate::compile::Compiled {
+    fn compile(&self, evaluated: &[Evaluated<'_>]) -> Compiled {
         let addresses = workload::node_addresses().unwrap_or_else(|problem| {
             warn!(error = %problem, "the node's own addresses are not known; probes are not recognised");
             Vec::new()
@@ -192,10 +225,19 @@ impl Engine {
         )
     }
 
-    fn hold(&mut self, evaluated: Vec<Evaluated<'_>>) {
-        let tables = self.compile(&evaluated).tables;
+    /// Makes the kernel hold this. Whether a workload came, went, or is seen elsewhere, so that
+    /// attachments are to be reconciled.
+    fn hold(
+        &mut self,
+        evaluated: Vec<Evaluated<'_>>,
+        tables: Tables,
+        overflows: &[Overflow],
+    ) -> bool {
         for change in diff(&self.tables, &tables) {
-            audit(&change);
+            let name =
+                |tables: &Tables| Some(tables.workloads.get(change.workload())?.name.clone());
+            let name = name(&tables).or_else(|| name(&self.tables)).unwrap_or_default();
+            audit(&name, &change);
         }
         if let Err(problem) = self.datapath.apply(&tables) {
             error!(error = &problem as &dyn std::error::Error, "the tables do not hold as a whole");
@@ -203,24 +245,46 @@ impl Engine {
         }
         self.tables = tables;
         let mut before: BTreeMap<String, Known> =
-            self.workloads.drain(..).map(|known| (known.name.clone(), known)).collect();
-        self.last_good = BTreeMap::new();
-        for Evaluated { workload, effective, last_good, problems } in evaluated {
-            self.last_good.insert(workload.name.clone(), last_good);
-            let known = before.remove(&workload.name);
+            self.workloads.drain(..).map(|known| (known.key.clone(), known)).collect();
+        let mut moved = before.len() != evaluated.len();
+        let mut last_good = BTreeMap::new();
+        for Evaluated { workload, effective, last_good: good, mut problems } in evaluated {
+            let key = workload.identity.clone();
+            last_good.insert(key.clone(), good);
+            let known = before.remove(&key);
+            let stayed = |known: &Known| {
+                known.location == workload.location && known.addresses == workload.addresses
+            };
+            moved |= !known.as_ref().is_some_and(stayed);
+            let (attached, seen_at) = match known {
+                Some(known) => (known.attached, known.seen_at),
+                None => (Err("not attached yet".to_owned()), None),
+            };
+            let too_many = overflows.iter().filter(|overflow| overflow.workload == key);
+            problems.extend(
+                too_many.map(|overflow| {
+                    Problem::error(workload.place.clone(), overflow.to_string(), "")
+                }),
+            );
             self.workloads.push(Known {
                 name: workload.name.clone(),
-                identity: Identity::workload(&workload.name),
-                location: workload.location.to_string(),
+                identity: Identity::workload(&key),
+                key,
+                location: workload.location.clone(),
+                addresses: workload.addresses.clone(),
                 effective,
-                problems: problems.iter().map(ToString::to_string).collect(),
-                attached: known
-                    .map_or_else(|| Err("not attached yet".to_owned()), |known| known.attached),
-                seen_at: None,
+                problems,
+                remarks: workload.remarks.clone(),
+                attached,
+                seen_at,
             });
         }
+        self.last_good_changed |= self.last_good != last_good;
+        self.last_good = last_good;
+        let there: BTreeSet<Identity> = self.workloads.iter().map(|known| known.identity).collect();
+        self.refusals.retain(|workload, _| there.contains(workload));
         self.note_policies();
-        self.reconcile();
+        moved
     }
 
     /// Attaches to what is there now.
@@ -232,12 +296,16 @@ impl Engine {
                 return;
             }
         };
+        if !self.pods.are_known() {
+            return;
+        }
         let mut wanted = Vec::new();
         let mut missing = BTreeMap::new();
-        for workload in &self.file.workloads {
-            let identity = Identity::workload(&workload.name);
-            match workload::resolve(workload, identity, &host) {
-                Ok(attachment) => wanted.push(attachment),
+        let pods = self.pods.workloads();
+        for workload in self.file.workloads.iter().chain(pods.iter().map(Arc::as_ref)) {
+            let identity = Identity::workload(&workload.identity);
+            match workload::resolve(workload, identity, &host, &mut self.pods.networks) {
+                Ok(attachments) => wanted.extend(attachments),
                 Err(problem) => _ = missing.insert(identity, explain_error(&problem)),
             }
         }
@@ -277,7 +345,7 @@ impl Engine {
             let mut facts =
                 Facts::from([("condition".to_owned(), stated(word.to_owned(), detail))]);
             if let Ok(attached) = &known.attached {
-                let kind = stated(attached.kind.to_owned(), known.location.clone());
+                let kind = stated(attached.kind.to_owned(), known.location.to_string());
                 facts.insert("attached".to_owned(), kind);
             }
             self.history_changed |= self.history.observe(&known.name, Part::State, facts, time);
@@ -316,18 +384,27 @@ impl Engine {
         missing: &mut BTreeMap<Identity, String>,
     ) {
         let mut attached: BTreeMap<Identity, Result<Attached, String>> = BTreeMap::new();
-        let mut seen_at = BTreeMap::new();
+        let mut seen_at: BTreeMap<Identity, (u32, Vec<IpAddr>)> = BTreeMap::new();
         for (attachment, result) in results {
-            if let Target::Workload { workload, addresses, .. } = &attachment.target {
-                let workload = *workload;
-                if result.is_ok() {
-                    seen_at.insert(workload, (attachment.ifindex, addresses.clone()));
-                }
-                let result = match result {
-                    Ok(how) => Ok(how.clone()),
-                    Err(problem) => Err(explain_error(problem)),
-                };
-                attached.insert(workload, result);
+            let Target::Workload { workload, addresses, .. } = &attachment.target else { continue };
+            if result.is_ok() {
+                let (_, all) = seen_at.entry(*workload).or_insert((attachment.ifindex, Vec::new()));
+                let new = addresses.iter().filter(|address| !all.contains(address));
+                let new: Vec<IpAddr> = new.copied().collect();
+                all.extend(new);
+            }
+            let result = match result {
+                Ok(how) => Ok(how.clone()),
+                Err(problem) => Err(explain_error(problem)),
+            };
+            // It is attached when all its interfaces are.
+            match attached.entry(*workload) {
+                Entry::Vacant(entry) => _ = entry.insert(result),
+                Entry::Occupied(mut entry) => match (entry.get_mut(), result) {
+                    (Ok(all), Ok(how)) => all.before.extend(how.before),
+                    (Ok(_), Err(problem)) => *entry.get_mut() = Err(problem),
+                    (Err(_), _) => {}
+                },
             }
         }
         for known in &mut self.workloads {
@@ -338,11 +415,11 @@ impl Engine {
             if now != known.attached {
                 match &now {
                     Ok(how) => {
-                        info!(workload = known.name, location = known.location, kind = how.kind, before = ?how.before, "attached")
+                        info!(workload = known.name, location = %known.location, kind = how.kind, before = ?how.before, "attached")
                     }
                     Err(reason) => warn!(
                         workload = known.name,
-                        location = known.location,
+                        location = %known.location,
                         reason,
                         "not enforced"
                     ),
@@ -354,7 +431,8 @@ impl Engine {
 
     /// Whether somebody is missing who may appear without a link event of this namespace.
     pub fn is_waiting(&self) -> bool {
-        self.workloads.iter().any(|known| known.attached.is_err())
+        let may_come = |known: &Known| known.attached.is_err() && !is_pod(&known.location);
+        self.workloads.iter().any(may_come)
             || self.uplinks.iter().any(|uplink| uplink.attached.is_none())
     }
 
@@ -372,6 +450,7 @@ impl Engine {
         // A pause that has ended was ended by the kernel, which tells nobody.
         self.note_states();
         self.keep_history();
+        self.keep_last_good();
     }
 
     /// Clears what time has made meaningless; due once in a while.
@@ -383,20 +462,19 @@ impl Engine {
     /// The workloads whose connections are to be compared with their sockets now. Looking at them
     /// needs no engine, and takes its time.
     pub fn audits_due(&mut self) -> Vec<Subject> {
-        let seen = self.workloads.iter();
-        let seen: BTreeMap<_, _> = seen
-            .filter_map(|known| Some((known.name.as_str(), (known, known.seen_at.as_ref()?))))
-            .collect();
         let mut subjects = Vec::new();
-        for workload in &self.file.workloads {
-            let Some((known, seen_at)) = seen.get(workload.name.as_str()) else { continue };
-            let (ifindex, addresses) = (*seen_at).clone();
-            let netns = match &workload.location {
-                Location::Host { .. } => None,
-                Location::Namespace { netns, .. } => Some(netns.path()),
+        for known in &self.workloads {
+            let Some((ifindex, addresses)) = known.seen_at.clone() else { continue };
+            let network = match &known.location {
+                Location::Host { .. } | Location::Pod(PodLocation::Node) => None,
+                Location::Namespace { netns, .. } => Some(Network::File(netns.path())),
+                Location::Pod(PodLocation::Cgroup(uid)) => match self.pods.networks.get(uid) {
+                    Some(network) => Some(Network::Open(network.netns.clone())),
+                    None => continue,
+                },
             };
             let (workload, name) = (known.identity, known.name.clone());
-            subjects.push(Subject { workload, name, netns, ifindex, addresses });
+            subjects.push(Subject { workload, name, network, ifindex, addresses });
         }
         let now = self.clock.monotonic_ns();
         self.auditor.due(subjects, &self.datapath, now)
@@ -436,7 +514,7 @@ impl Engine {
         let identity = self.datapath.workload_in(event.slot)?;
         let known = self.workloads.iter().find(|known| known.identity == identity)?;
         let limit = self.datapath.limit_of_cell(event.cell);
-        let line = limit.and_then(|limit| self.line(&known.name, limit));
+        let line = limit.and_then(|limit| self.line(&known.key, limit));
         let hook = Hook::ALL.get(usize::from(event.hook)).copied()?;
         let verdict = Verdict::ALL.get(usize::from(event.verdict)).copied()?;
         let ago = self.clock.monotonic_ns().saturating_sub(event.time_ns);
@@ -575,9 +653,13 @@ fn uplink_status(
     }
 }
 
+const fn is_pod(location: &Location) -> bool {
+    matches!(location, Location::Pod(_))
+}
+
 /// Effective changes, for whoever asks later what changed and when.
-fn audit(change: &Change) {
-    info!(change = %serde_json::to_string(change).unwrap_or_default(), "audit: policy");
+fn audit(workload: &str, change: &Change) {
+    info!(workload, change = %serde_json::to_string(change).unwrap_or_default(), "audit: policy");
 }
 
 /// An error with its causes, in one line.

@@ -1,0 +1,173 @@
+//! The index between those who feed it and the engine that takes from it.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+use tracing::warn;
+
+use super::index::Index;
+use crate::{app::memory, config::Workload};
+
+/// A watch that fails is tried again within a minute. One that has not failed for longer stands,
+/// though nothing may have happened since that it could tell of.
+const RECOVERED: Duration = Duration::from_secs(90);
+
+/// What is known of the pods, and how.
+#[derive(Debug)]
+pub struct Cluster {
+    node: String,
+    path: PathBuf,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    index: Index,
+    /// Whether the index says anything: it was listed, or kept by an agent before.
+    is_known: bool,
+    /// When the first change arrived that the engine has not taken.
+    since: Option<Instant>,
+    /// Whether the index is newer than its file.
+    is_newer: bool,
+    relists: u64,
+    errors: u64,
+    failure: Option<(Instant, String)>,
+}
+
+/// What the engine takes.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The pods; `None` while nothing is known of them.
+    pub pods: Option<Vec<Arc<Workload>>>,
+    /// When the first of the changes arrived, if any did.
+    pub since: Option<Instant>,
+}
+
+/// How it stands with the API server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// The node.
+    pub node: String,
+    /// Pods of this node.
+    pub pods: usize,
+    /// Whether all pods and namespaces were listed since the agent began.
+    pub synced: bool,
+    /// Lists after the first: the API server had forgotten what was last seen (410), mostly.
+    pub relists: u64,
+    /// Requests that failed, and watches that broke.
+    pub errors: u64,
+    /// Why the API server cannot be asked now, if it cannot.
+    pub failure: Option<String>,
+}
+
+impl Cluster {
+    /// What an agent before this one knew of the node's pods, from the file where it kept it.
+    pub fn remembered(node: String, path: PathBuf) -> Self {
+        let (index, is_known) = match memory::load::<Index>(&path) {
+            Ok(Some(mut index)) => {
+                index.restore();
+                (index, true)
+            }
+            Ok(None) => (Index::default(), false),
+            Err(problem) => {
+                warn!(path = %path.display(), error = %problem, "the pods that were known last are not known any more");
+                (Index::default(), false)
+            }
+        };
+        let state = State {
+            index,
+            is_known,
+            since: None,
+            is_newer: false,
+            relists: 0,
+            errors: 0,
+            failure: None,
+        };
+        Self { node, path, state: Mutex::new(state), changed: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node whose pods these are.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Waits for a change that was not taken yet.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Takes what is known now.
+    pub fn take(&self) -> Snapshot {
+        let mut state = self.state();
+        let since = state.since.take();
+        Snapshot { pods: state.is_known.then(|| state.index.workloads()), since }
+    }
+
+    /// Changes the index by what the API server said. `change` tells whether that changes any
+    /// workload.
+    pub(super) fn update(&self, change: impl FnOnce(&mut Index) -> bool) {
+        let mut state = self.state();
+        let mut is_news = change(&mut state.index);
+        if state.index.is_complete() && !state.is_known {
+            (state.is_known, is_news) = (true, true);
+        }
+        if is_news {
+            state.since.get_or_insert_with(Instant::now);
+            state.is_newer = true;
+            self.changed.notify_one();
+        }
+    }
+
+    /// The API server has answered.
+    pub(super) fn heard(&self) {
+        self.state().failure = None;
+    }
+
+    pub(super) fn listed_again(&self) {
+        self.state().relists += 1;
+    }
+
+    pub(super) fn failed(&self, why: String) {
+        let mut state = self.state();
+        state.errors += 1;
+        state.failure = Some((Instant::now(), why));
+    }
+
+    /// How it stands with the API server.
+    pub fn health(&self) -> Health {
+        let state = self.state();
+        let failure = state.failure.as_ref().filter(|(at, _)| at.elapsed() < RECOVERED);
+        Health {
+            node: self.node.clone(),
+            pods: state.index.len(),
+            synced: state.index.is_complete(),
+            relists: state.relists,
+            errors: state.errors,
+            failure: failure.map(|(_, why)| why.clone()),
+        }
+    }
+
+    /// Keeps what is known for the next agent, if it is news.
+    pub fn keep(&self) {
+        let index = {
+            let mut state = self.state();
+            if !std::mem::take(&mut state.is_newer) || !state.is_known {
+                return;
+            }
+            state.index.clone()
+        };
+        if let Err(problem) = memory::store(&self.path, &index) {
+            let path: &Path = &self.path;
+            warn!(path = %path.display(), error = %problem, "the pods were not kept for the next start");
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! An API server of the tests' own, over real HTTP: a stand-in, because a kube-apiserver is not to
+//! be had on the machines where these tests run.
+//!
+//! It answers LIST and WATCH as the Kubernetes API documents them (API concepts, "Efficient
+//! detection of changes"): objects with `resourceVersion`, watches that begin at one and stream
+//! ADDED, MODIFIED, DELETED and BOOKMARK, 410 for versions that are forgotten. It knows pods,
+//! namespaces, nodes and events, and the one field selector that the agent uses. It refuses whatever
+//! [`weir::kube::ACCESS`] does not list, as RBAC would, and remembers that it had to. It can be slow,
+//! break a stream in the middle of a line, talk nonsense, and be away.
+#![allow(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "a test that cannot go on fails, and says where"
+)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use nix::sys::socket;
+use serde_json::{Value, json};
+use weir::{kube::ACCESS, lab::Namespace};
+
+/// Who may ask.
+const TOKEN: &str = "weir-tests";
+/// How often a watch gets a bookmark. The real one sends them every minute.
+const BOOKMARK: Duration = Duration::from_millis(500);
+
+/// How a watch is to misbehave next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// It breaks off in the middle of a line.
+    HalfALine,
+    /// It sends a line that is no JSON.
+    Nonsense,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The `resourceVersion` of the last change.
+    version: u64,
+    /// Watches that begin before this one get 410.
+    forgotten: u64,
+    /// By resource and `NAMESPACE/NAME`.
+    objects: BTreeMap<(&'static str, String), Value>,
+    /// Every change since `forgotten`: its version, resource, kind and object.
+    changes: Vec<(u64, &'static str, &'static str, Value)>,
+    /// Events that were created, with what was patched into them since.
+    events: Vec<Value>,
+    /// Verb and resource of every request that was allowed.
+    asked: Vec<(String, String)>,
+    refused: Vec<String>,
+    trouble: Option<(u64, Trouble)>,
+    slow: Duration,
+    /// Counts up when all connections are to end.
+    epoch: u64,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread dies here")
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state());
+        self.changed.notify_all();
+    }
+}
+
+/// A running server, and its kubeconfig.
+#[derive(Debug)]
+pub struct ApiServer {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    listening: Option<(TcpListener, JoinHandle<()>)>,
+    kubeconfig: PathBuf,
+}
+
+impl ApiServer {
+    /// Serves on a port of a namespace's loopback; the kubeconfig goes into a directory.
+    pub fn start(namespace: &Namespace, directory: &Path) -> Self {
+        let listener = namespace.run(|| TcpListener::bind("127.0.0.1:0"));
+        let listener = listener.expect("enter the namespace").expect("listen");
+        let address = listener.local_addr().expect("an address");
+        let kubeconfig = directory.join("kubeconfig");
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "tests",
+            "clusters": [{"name": "tests", "cluster": {"server": format!("http://{address}")}}],
+            "users": [{"name": "weir", "user": {"token": TOKEN}}],
+            "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": "weir"}}],
+        });
+        fs::write(&kubeconfig, config.to_string()).expect("write a kubeconfig");
+        let mut server = Self { shared: Arc::default(), address, listening: None, kubeconfig };
+        server.shared.change(|state| state.version = 1000);
+        server.listen(listener);
+        server
+    }
+
+    fn listen(&mut self, listener: TcpListener) {
+        let (ours, shared) =
+            (listener.try_clone().expect("share a socket"), Arc::clone(&self.shared));
+        self.listening = Some((ours, thread::spawn(move || accept(&listener, &shared))));
+    }
+
+    /// The kubeconfig that leads here.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// Is away: nobody listens, and every connection ends.
+    pub fn leave(&mut self) {
+        self.shared.change(|state| state.epoch += 1);
+        if let Some((listener, thread)) = self.listening.take() {
+            let _ = socket::shutdown(listener.as_raw_fd(), socket::Shutdown::Both);
+            thread.join().expect("the server's thread");
+        }
+    }
+
+    /// Is back, at the same address, and knows everything.
+    pub fn come_back(&mut self, namespace: &Namespace) {
+        let address = self.address;
+        let listener = namespace.run(|| TcpListener::bind(address));
+        self.listen(listener.expect("enter the namespace").expect("listen again"));
+    }
+
+    /// Makes or replaces an object.
+    pub fn put(&self, resource: &'static str, mut object: Value) {
+        let key = key_of(&object);
+        self.shared.change(|state| {
+            state.version += 1;
+            object["metadata"]["resourceVersion"] = state.version.to_string().into();
+            let before = state.objects.insert((resource, key), object.clone());
+            let kind = if before.is_some() { "MODIFIED" } else { "ADDED" };
+            state.changes.push((state.version, resource, kind, object));
+        });
+    }
+
+    /// Deletes an object.
+    pub fn delete(&self, resource: &'static str, key: &str) {
+        self.shared.change(|state| {
+            state.version += 1;
+            let object = state.objects.remove(&(resource, key.to_owned()));
+            let mut object = object.expect("an object to delete");
+            object["metadata"]["resourceVersion"] = state.version.to_string().into();
+            state.changes.push((state.version, resource, "DELETED", object));
+        });
+    }
+
+    /// Changes an object.
+    pub fn edit(&self, resource: &'static str, key: &str, edit: impl FnOnce(&mut Value)) {
+        let object = self.shared.state().objects.get(&(resource, key.to_owned())).cloned();
+        let mut object = object.expect("an object to edit");
+        edit(&mut object);
+        self.put(resource, object);
+    }
+
+    /// Sets an annotation of a pod, or removes it.
+    pub fn annotate(&self, resource: &'static str, key: &str, name: &str, value: Option<&str>) {
+        self.edit(resource, key, |object| {
+            let annotations = &mut object["metadata"]["annotations"];
+            match value {
+                Some(value) => annotations[name] = value.into(),
+                None => _ = annotations.as_object_mut().expect("a mapping").remove(name),
+            }
+        });
+    }
+
+    /// Forgets all changes, as compaction does, and ends the watches: those that come back with an
+    /// old version get 410.
+    pub fn forget(&self) {
+        self.shared.change(|state| {
+            state.version += 1;
+            (state.forgotten, state.epoch) = (state.version, state.epoch + 1);
+            state.changes.clear();
+        });
+    }
+
+    /// Ends all watches; they may go on where they were.
+    pub fn drop_watches(&self) {
+        self.shared.change(|state| state.epoch += 1);
+    }
+
+    /// Makes every watch that is open misbehave, once.
+    pub fn make_trouble(&self, trouble: Trouble) {
+        self.shared.change(|state| {
+            state.epoch += 1;
+            state.trouble = Some((state.epoch, trouble));
+        });
+    }
+
+    /// Takes so long for each answer.
+    pub fn be_slow(&self, slow: Duration) {
+        self.shared.change(|state| state.slow = slow);
+    }
+
+    /// The events that were created, as they are now.
+    pub fn events(&self) -> Vec<Value> {
+        self.shared.state().events.clone()
+    }
+
+    /// How often this was asked and allowed.
+    pub fn count(&self, verb: &str, resource: &str) -> usize {
+        let state = self.shared.state();
+        state.asked.iter().filter(|(v, r)| v == verb && r == resource).count()
+    }
+
+    /// What was asked and is not granted.
+    pub fn refused(&self) -> Vec<String> {
+        self.shared.state().refused.clone()
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.shared.change(|state| state.epoch += 1);
+        if let Some((listener, _)) = self.listening.take() {
+            let _ = socket::shutdown(listener.as_raw_fd(), socket::Shutdown::Both);
+        }
+    }
+}
+
+fn key_of(object: &Value) -> String {
+    let name = object["metadata"]["name"].as_str().expect("a name");
+    match object["metadata"]["namespace"].as_str() {
+        Some(namespace) => format!("{namespace}/{name}"),
+        None => name.to_owned(),
+    }
+}
+
+fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+    while let Ok((stream, _)) = listener.accept() {
+        let shared = Arc::clone(shared);
+        // A client that goes away loses its answer.
+        thread::spawn(move || {
+            let _ = serve(&stream, &shared);
+            let _ = stream.shutdown(Shutdown::Both);
+        });
+    }
+}
+
+/// One request of a connection; each has one of its own.
+struct Request {
+    method: String,
+    path: String,
+    query: BTreeMap<String, String>,
+    body: Vec<u8>,
+    is_known: bool,
+}
+
+fn read(stream: &TcpStream) -> io::Result<Request> {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let mut words = line.split_whitespace();
+    let method = words.next().unwrap_or_default().to_owned();
+    let target = words.next().unwrap_or_default().to_owned();
+    let (mut length, mut is_known) = (0, false);
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let Some((name, value)) = line.trim().split_once(": ") else { break };
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => length = value.parse().unwrap_or_default(),
+            "authorization" => is_known = value == format!("Bearer {TOKEN}"),
+            _ => {}
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    let pair = |pair: &str| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key.to_owned(), value.replace("%3D", "=").replace("%2F", "/"))
+    };
+    let query = query.split('&').filter(|pair| !pair.is_empty()).map(pair).collect();
+    Ok(Request { method, path: path.to_owned(), query, body, is_known })
+}
+
+fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let request = read(stream)?;
+    let slow = shared.state().slow;
+    thread::sleep(slow);
+    if !request.is_known {
+        return answer(stream, "401 Unauthorized", &failure(401, "Unauthorized"));
+    }
+    let segments: Vec<&str> = request.path.trim_matches('/').split('/').collect();
+    let (group, rest) = match segments.as_slice() {
+        ["api", "v1", rest @ ..] => ("", rest),
+        ["apis", group, _, rest @ ..] => (*group, rest),
+        _ => ("?", segments.as_slice()),
+    };
+    let (resource, name) = match rest {
+        ["namespaces", _, resource] => (*resource, None),
+        ["namespaces", _, resource, name] => (*resource, Some(*name)),
+        [resource] => (*resource, None),
+        [resource, name] => (*resource, Some(*name)),
+        _ => ("?", None),
+    };
+    let is_watch = request.query.get("watch").is_some_and(|watch| watch == "true");
+    let verb = match request.method.as_str() {
+        "GET" if is_watch => "watch",
+        "GET" if name.is_some() => "get",
+        "GET" => "list",
+        "POST" => "create",
+        "PATCH" => "patch",
+        _ => "?",
+    };
+    let granted = ACCESS.iter().find(|access| access.group == group && access.resource == resource);
+    let Some(granted) = granted.filter(|access| access.verbs.contains(&verb)) else {
+        let what = format!("{verb} {group}/{resource}: {} {}", request.method, request.path);
+        shared.change(|state| state.refused.push(what));
+        return answer(stream, "403 Forbidden", &failure(403, "Forbidden"));
+    };
+    shared.change(|state| state.asked.push((verb.to_owned(), resource.to_owned())));
+    match verb {
+        "list" => answer(stream, "200 OK", &list(shared, granted.resource, &request)),
+        "watch" => watch(stream, shared, granted.resource, &request),
+        "create" => {
+            let event: Value = serde_json::from_slice(&request.body)?;
+            shared.change(|state| state.events.push(event.clone()));
+            answer(stream, "201 Created", &event)
+        }
+        "patch" => {
+            let patch: Value = serde_json::from_slice(&request.body)?;
+            let mut patched = None;
+            shared.change(|state| {
+                let is_it = |event: &&mut Value| event["metadata"]["name"].as_str() == name;
+                if let Some(event) = state.events.iter_mut().find(is_it) {
+                    merge(event, &patch);
+                    patched = Some(event.clone());
+                }
+            });
+            match patched {
+                Some(event) => answer(stream, "200 OK", &event),
+                None => answer(stream, "404 Not Found", &failure(404, "NotFound")),
+            }
+        }
+        _ => answer(stream, "405 Method Not Allowed", &failure(405, "MethodNotAllowed")),
+    }
+}
+
+/// RFC 7396, for objects.
+fn merge(target: &mut Value, patch: &Value) {
+    let (Value::Object(target), Value::Object(patch)) = (&mut *target, patch) else {
+        *target = patch.clone();
+        return;
+    };
+    for (key, value) in patch {
+        if value.is_null() {
+            target.remove(key);
+        } else {
+            merge(target.entry(key.clone()).or_insert(Value::Null), value);
+        }
+    }
+}
+
+fn failure(code: u16, reason: &str) -> Value {
+    json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "reason": reason, "code": code, "message": format!("the tests' API server says {reason}"),
+    })
+}
+
+fn answer(mut stream: &TcpStream, status: &str, body: &Value) -> io::Result<()> {
+    let body = body.to_string();
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(body.as_bytes())
+}
+
+/// Whether an object is one of those asked for.
+fn is_selected(object: &Value, request: &Request) -> bool {
+    request.query.get("fieldSelector").is_none_or(|selector| {
+        let node = selector.strip_prefix("spec.nodeName=");
+        object["spec"]["nodeName"].as_str() == Some(node.expect("a selector of pods by node"))
+    })
+}
+
+fn kind_of(resource: &str) -> &'static str {
+    match resource {
+        "pods" => "Pod",
+        "namespaces" => "Namespace",
+        "nodes" => "Node",
+        _ => "Event",
+    }
+}
+
+fn list(shared: &Shared, resource: &str, request: &Request) -> Value {
+    let state = shared.state();
+    let items: Vec<&Value> = state
+        .objects
+        .iter()
+        .filter(|((its, _), object)| *its == resource && is_selected(object, request))
+        .map(|(_, object)| object)
+        .collect();
+    json!({
+        "kind": format!("{}List", kind_of(resource)), "apiVersion": "v1",
+        "metadata": {"resourceVersion": state.version.to_string()}, "items": items,
+    })
+}
+
+fn watch(
+    mut stream: &TcpStream,
+    shared: &Shared,
+    resource: &'static str,
+    request: &Request,
+) -> io::Result<()> {
+    let since = request.query.get("resourceVersion").and_then(|version| version.parse().ok());
+    let mut seen: u64 = since.unwrap_or_default();
+    let epoch = shared.state().epoch;
+    stream.write_all(
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
+    )?;
+    let chunk = |mut stream: &TcpStream, text: &str| {
+        stream.write_all(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes())
+    };
+    if seen < shared.state().forgotten {
+        let mut status = failure(410, "Expired");
+        status["message"] = format!("too old resource version: {seen}").into();
+        chunk(stream, &format!("{}\n", json!({"type": "ERROR", "object": status})))?;
+        return chunk(stream, "");
+    }
+    loop {
+        let mut lines = String::new();
+        let mut state = shared.state();
+        for (version, its, kind, object) in &state.changes {
+            if *version > seen && *its == resource && is_selected(object, request) {
+                lines += &format!("{}\n", json!({"type": kind, "object": object}));
+            }
+        }
+        seen = state.version;
+        if lines.is_empty() && state.epoch == epoch {
+            let (woken, timeout) =
+                shared.changed.wait_timeout(state, BOOKMARK).expect("no thread dies here");
+            state = woken;
+            if timeout.timed_out() {
+                let object = json!({
+                    "kind": kind_of(resource), "apiVersion": "v1",
+                    "metadata": {"resourceVersion": seen.to_string()},
+                });
+                lines = format!("{}\n", json!({"type": "BOOKMARK", "object": object}));
+            }
+        }
+        let (now, trouble) = (state.epoch, state.trouble);
+        drop(state);
+        if !lines.is_empty() {
+            chunk(stream, &lines)?;
+        }
+        if now != epoch {
+            return match trouble.filter(|(at, _)| *at == now) {
+                Some((_, Trouble::HalfALine)) => chunk(stream, "{\"type\": \"MODIFIED\", \"obj"),
+                Some((_, Trouble::Nonsense)) => chunk(stream, "{\"type\": 7, \"object\": [}\n"),
+                None => chunk(stream, ""),
+            };
+        }
+    }
+}
