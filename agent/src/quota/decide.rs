@@ -15,7 +15,7 @@ use super::{
     identity::Identity,
     model::Scope,
     refused::Refused,
-    rules::{Domain, Path, Rule, Rules},
+    rules::{Domain, Entry, Path, Rule, Rules},
     store::{Ask, Asking, Question, Store},
     unit::Unit,
 };
@@ -171,36 +171,50 @@ impl Quotas {
         }
         let hits = if descriptor.is_negative_hits { Hits::GiveBack(hits) } else { Hits::Add(hits) };
         let mut judged = Judged { hits, ..Judged::nothing() };
-        let mut name = self.keys.start();
         if let Some(limit) = &descriptor.limit {
             let unit = Unit::from_proto(limit.unit)
                 .ok_or(Refused::UnknownUnit { descriptor: index, unit: limit.unit })?;
             let meter = Meter::fixed(limit.requests_per_unit, unit.seconds());
             judged.found = Found::Override { meter, unit };
+            let mut name = self.keys.start();
             name.text(&domain.name);
             name.beside("");
             for entry in &descriptor.entries {
                 name.entry(&entry.key, &entry.value);
             }
+            judged.name = name.finish();
         } else if let Some((id, path)) = rules.find(domain, &descriptor.entries) {
             judged.found = Found::Rule(id, path);
             let Some(rule) = rules.rule(id) else { return Ok(judged) };
             if rule.meters.is_empty() {
                 return Ok(judged);
             }
-            name.text(&domain.name);
-            name.beside("");
-            for (index, entry) in descriptor.entries.iter().enumerate() {
-                name.entry(&entry.key, rules.counted_value(&path, index, entry));
-            }
-            if rule.scope == Scope::Workload {
-                caller.name(&mut name);
-            }
-        } else {
-            return Ok(judged);
+            let entries = &descriptor.entries;
+            judged.name = self.name_of(rules, domain, rule, &path, entries, caller);
         }
-        judged.name = name.finish();
         Ok(judged)
+    }
+
+    /// The name of a rule's count for these entries.
+    pub(super) fn name_of(
+        &self,
+        rules: &Rules,
+        domain: &Domain,
+        rule: &Rule,
+        path: &Path,
+        entries: &[Entry],
+        caller: &Caller,
+    ) -> Identity {
+        let mut name = self.keys.start();
+        name.text(&domain.name);
+        name.beside("");
+        for (index, entry) in entries.iter().enumerate() {
+            name.entry(&entry.key, rules.counted_value(path, index, entry));
+        }
+        if rule.scope == Scope::Workload {
+            caller.name(&mut name);
+        }
+        name.finish()
     }
 
     fn take(
@@ -212,6 +226,11 @@ impl Quotas {
     ) {
         let kind = meter.kind();
         let step = |word| meter.step(word, judged.hits, now);
+        let shared = self.shared.load();
+        let shared = shared.as_ref().map(|shared| shared.update(judged.name.of_kind(kind), step));
+        if let Some(Some(taken)) = shared {
+            return judged.add(taken);
+        }
         let taken = match self.slab.update(judged.name.of_kind(kind), kind, now, step) {
             Ok(taken) => taken,
             Err(super::slab::Crowded) => {
@@ -230,7 +249,10 @@ impl Quotas {
     fn spare(&self, rules: &Rules, judged: &mut Judgements, now: Now) {
         let is_over = |judged: &Judged| {
             let would_be_over = |meter: &Meter| {
-                let word = self.slab.word(judged.name.of_kind(meter.kind())).unwrap_or(0);
+                let identity = judged.name.of_kind(meter.kind());
+                let shared = self.shared.load();
+                let word = shared.as_ref().and_then(|shared| shared.word(identity));
+                let word = word.or_else(|| self.slab.word(identity)).unwrap_or(0);
                 meter.step(word, judged.hits, now).taken.over
             };
             !judged.is_replaced

@@ -27,6 +27,7 @@ pub mod refused;
 pub mod rules;
 pub mod series;
 pub mod settings;
+pub mod shared;
 pub mod slab;
 pub mod store;
 mod tally;

@@ -1,6 +1,6 @@
 //! The quotas of this node: rules that can be exchanged, and counts that stay.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use arc_swap::ArcSwapOption;
 
@@ -12,6 +12,7 @@ use super::{
     rules::{Rules, compile},
     series::{Counter, Named, Series},
     settings::{Bounds, Settings},
+    shared::Shared,
     slab::{Fill, Slab},
     store::Store,
 };
@@ -21,9 +22,11 @@ use crate::policy::Problem;
 #[derive(Debug)]
 pub struct Quotas {
     pub(super) rules: ArcSwapOption<Rules>,
-    /// Held by whoever exchanges the rules.
+    /// Held by whoever exchanges the rules, or where counts lie.
     loading: Mutex<()>,
     pub(super) slab: Slab,
+    /// Counts that lie elsewhere; none, nearly always.
+    pub(super) shared: ArcSwapOption<Shared>,
     pub(super) keys: Keys,
     pub(super) named: Named,
     pub(super) service: Service,
@@ -77,6 +80,7 @@ impl Quotas {
             rules: ArcSwapOption::empty(),
             loading: Mutex::new(()),
             slab: Slab::new(bounds.counts),
+            shared: ArcSwapOption::empty(),
             keys: Keys::default(),
             named: Named::new(bounds.series),
             service: Service::default(),
@@ -96,7 +100,7 @@ impl Quotas {
         configuration: &Configuration,
         settings: Settings,
     ) -> Result<(), Vec<Problem>> {
-        let _loading = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _loading = self.lock();
         let before = self.rules.load();
         match compile(configuration, settings, before.as_deref()) {
             Ok(rules) => {
@@ -109,6 +113,10 @@ impl Quotas {
                 Err(problems)
             }
         }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
+        self.loading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a configuration that could not even be read.
