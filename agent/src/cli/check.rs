@@ -1,4 +1,4 @@
-//! `weir check FILE...`: what is wrong with node files, before an agent reads them.
+//! `weir check FILE...`: what is wrong with node files and quota files, before an agent reads them.
 
 use std::{error::Error, io::Write, path::PathBuf};
 
@@ -8,18 +8,26 @@ use serde::Serialize;
 use super::{Answer, Exit, error::CliError, look::count, write_json};
 use crate::{
     config::{self, LoadError, Report},
-    policy::Problem,
+    policy::{Place, Problem},
+    quota::{
+        Settings,
+        config::{Source, check, is_quota_file},
+    },
 };
 
-/// Say what is wrong with node files, without an agent
+/// Say what is wrong with node files and quota files, without an agent
 ///
 /// Each problem is a line: file, line and column, what is wrong, and what was expected. Errors are
-/// things written that would not take effect; warnings take effect, but perhaps not as meant.
+/// things written that would not take effect; warnings take effect, but perhaps not as meant. Quota
+/// files are those with a `domain`; name them and their overlays together.
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// Node files
+    /// Node files and quota files
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
+    /// Several quota files may describe one domain
+    #[arg(long)]
+    merge_domains: bool,
     #[command(flatten)]
     answer: Answer,
 }
@@ -37,20 +45,14 @@ struct Checked {
 }
 
 impl Checked {
-    fn new(path: &std::path::Path) -> Self {
-        let file = path.display().to_string();
-        match config::load(path) {
-            Ok(text) => {
-                let report = config::check(&text, &file);
-                let (errors, warnings) = (report.errors(), report.warnings());
-                let Report { problems } = report;
-                Self { file, errors, warnings, problems, unreadable: None }
-            }
-            Err(error) => {
-                let unreadable = Some(because(&error));
-                Self { file, errors: 1, warnings: 0, problems: Vec::new(), unreadable }
-            }
-        }
+    fn new(file: String, problems: Vec<Problem>) -> Self {
+        let errors = problems.iter().filter(|problem| problem.is_error()).count();
+        let warnings = problems.len() - errors;
+        Self { file, errors, warnings, problems, unreadable: None }
+    }
+
+    fn unreadable(file: String, error: &LoadError) -> Self {
+        Self { unreadable: Some(because(error)), errors: 1, ..Self::new(file, Vec::new()) }
     }
 
     fn write(&self, out: &mut dyn Write) -> std::io::Result<()> {
@@ -76,9 +78,41 @@ fn because(error: &LoadError) -> String {
     error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
+/// Checks node files one by one, and quota files together: domains are written once among them, and
+/// overlays add to others.
+fn checked(files: &[PathBuf], merge_domains: bool) -> Vec<Checked> {
+    let texts: Vec<_> =
+        files.iter().map(|path| (path.display().to_string(), config::load(path))).collect();
+    let quotas: Vec<_> = texts
+        .iter()
+        .filter_map(|(file, text)| text.as_ref().ok().map(|text| (file, text)))
+        .filter(|(_, text)| is_quota_file(text))
+        .map(|(file, text)| Source { file: file.clone(), text: text.clone() })
+        .collect();
+    // Whether there is a store is written elsewhere.
+    let settings = Settings { merge_domains, store: true, ..Settings::default() };
+    let found = check(&quotas, settings);
+    let is_of = |problem: &Problem, name: &str| match &problem.place {
+        Place::File { file, .. } => file == name,
+        Place::BuiltIn | Place::Annotation { .. } => false,
+    };
+    let checked = |(file, text): (String, Result<String, LoadError>)| match text {
+        Err(error) => Checked::unreadable(file, &error),
+        Ok(_) if quotas.iter().any(|source| source.file == file) => {
+            let problems = found.iter().filter(|problem| is_of(problem, &file)).cloned();
+            Checked::new(file.clone(), problems.collect())
+        }
+        Ok(text) => {
+            let Report { problems } = config::check(&text, &file);
+            Checked::new(file, problems)
+        }
+    };
+    texts.into_iter().map(checked).collect()
+}
+
 impl Check {
     pub(super) fn run(self, out: &mut dyn Write) -> Result<Exit, CliError> {
-        let checked: Vec<_> = self.files.iter().map(|path| Checked::new(path)).collect();
+        let checked = checked(&self.files, self.merge_domains);
         if self.answer.is_json() {
             write_json(out, &checked)?;
         } else {

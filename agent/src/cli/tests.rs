@@ -325,6 +325,42 @@ fn check_says_where_what_and_what_was_expected() {
 }
 
 #[test]
+fn check_reads_quota_files_together() {
+    let folder = Folder::new();
+    let quota = "domain: shop\ndescriptors: [{key: user, rate_limit: {unit: day}}]\n";
+    let overlay = "format: weir-overlay\ndomain: shop\ndescriptors: [{key: user, scope: node}]\n";
+    let wrong = "domain: shop\ndescriptors: [{key: path, units: 1}]\n";
+    for (name, text) in [("quota", quota), ("overlay", overlay), ("wrong", wrong)] {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    let check = |words: &[&str]| {
+        let words = words.iter().map(|word| match word.strip_prefix('@') {
+            Some(file) => folder.path().join(file).display().to_string(),
+            None => (*word).to_owned(),
+        });
+        let words = ["weir", "check"].map(str::to_owned).into_iter().chain(words);
+        let Cli { command } = Cli::try_parse_from(words).unwrap();
+        let mut out = Vec::new();
+        (command.run(&mut out).unwrap(), String::from_utf8(out).unwrap())
+    };
+    assert_eq!(check(&["@quota", "@overlay"]).0, Exit::Ok);
+    assert_eq!(check(&["--merge-domains", "@quota"]).0, Exit::Ok);
+    let (exit, text) = check(&["@overlay"]);
+    assert!(
+        text.contains("overlay:1:1: error: no quota file describes the domain `shop`"),
+        "{text}"
+    );
+    assert_eq!(exit, Exit::NotOk);
+    let (exit, text) = check(&["@quota", "@quota"]);
+    assert!(text.contains("the domain `shop` is written twice"), "{text}");
+    assert_eq!(exit, Exit::NotOk);
+    let (exit, text) = check(&["@quota", "@wrong"]);
+    assert!(text.contains("wrong:2:27: error: unknown key `units` in `descriptors`"), "{text}");
+    assert!(text.contains("quota: ok\n") && text.contains("wrong: 1 error\n"), "{text}");
+    assert_eq!(exit, Exit::NotOk);
+}
+
+#[test]
 fn the_command_line_is_consistent() {
     use clap::CommandFactory as _;
     Cli::command().debug_assert();

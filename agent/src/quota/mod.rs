@@ -16,6 +16,7 @@ mod answer;
 pub mod caller;
 pub mod config;
 pub mod decide;
+mod dump;
 pub mod engine;
 mod few;
 pub mod identity;
@@ -33,6 +34,7 @@ pub mod store;
 mod tally;
 pub mod unit;
 pub mod wildcard;
+pub mod xds;
 
 pub use self::{
     caller::{Caller, Credentials, Workload},
@@ -54,6 +56,16 @@ pub struct Now {
 }
 
 impl Now {
+    /// So many seconds before.
+    #[must_use]
+    pub const fn earlier(self, seconds: u64) -> Self {
+        let ns = seconds * 1_000_000_000;
+        Self {
+            monotonic_ns: self.monotonic_ns.saturating_sub(ns),
+            realtime_ns: self.realtime_ns.saturating_sub(ns),
+        }
+    }
+
     /// Whole seconds since 1970.
     pub const fn realtime_s(self) -> u64 {
         self.realtime_ns / Duration::from_secs(1).as_nanos() as u64

@@ -55,6 +55,8 @@ pub struct Descriptor {
     pub metadata: Option<Struct>,
     /// Weir's own keys.
     pub own: Own,
+    /// Where those stand: here, or in an overlay.
+    pub own_place: Place,
 }
 
 impl Descriptor {

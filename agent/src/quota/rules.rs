@@ -32,6 +32,7 @@ pub struct Rules {
     pub(super) domains: Vec<Domain>,
     nodes: Vec<Node>,
     table: Table,
+    /// In the order of the configuration.
     pub(super) rules: Vec<Rule>,
 }
 
@@ -476,12 +477,24 @@ impl Compiler {
         levels: &[String],
         by_value: bool,
     ) -> Option<u32> {
-        let limit = descriptor.limit.as_ref()?;
         let own = &descriptor.own;
+        let Some(limit) = &descriptor.limit else {
+            if *own != model::Own::default() {
+                let what = format!("`{}` has no `rate_limit` for these keys", levels.join("."));
+                let expected = "a descriptor with a `rate_limit`";
+                self.problems.push(Problem::error(descriptor.own_place.clone(), what, expected));
+            }
+            return None;
+        };
         let (unlimited, requests, unit) = match limit.amount {
             Amount::Unlimited => (true, 0, None),
             Amount::PerUnit { requests, unit } => (false, requests, Some(unit)),
         };
+        if unlimited && *own != model::Own::default() {
+            let what = format!("`{}` is unlimited, so these keys mean nothing", levels.join("."));
+            let problem = Problem::error(descriptor.own_place.clone(), what, "none of them");
+            self.problems.push(problem);
+        }
         let scope = self.scope(descriptor, unlimited);
         let share = match (own.scope, own.storeless) {
             (Scope::Fleet, Some(Storeless::Divide)) if scope != Scope::Fleet => {
@@ -502,7 +515,7 @@ impl Compiler {
                 Ok(meter) => meters.push(meter),
                 Err(impossible) => {
                     let what = format!("`{}`: {impossible}", levels.join("."));
-                    self.problems.push(Problem::error(descriptor.place.clone(), what, ""));
+                    self.problems.push(Problem::error(descriptor.own_place.clone(), what, ""));
                 }
             }
         }
@@ -552,7 +565,7 @@ impl Compiler {
         if own.storeless.is_none() {
             let what = "`scope: fleet` needs a store, and none is configured";
             let expected = "a store, or `storeless: node` or `storeless: divide` beside it";
-            self.problems.push(Problem::error(descriptor.place.clone(), what, expected));
+            self.problems.push(Problem::error(descriptor.own_place.clone(), what, expected));
         }
         Scope::Node
     }
@@ -583,3 +596,7 @@ fn meter(limit: &model::Further, share: u32) -> Result<Meter, Impossible> {
 
 /// Ten years.
 const MAX_PERIOD_S: u32 = 10 * 365 * 86_400;
+
+#[cfg(test)]
+#[path = "rules_tests.rs"]
+mod tests;

@@ -5,8 +5,9 @@
 //! changing it is a compare-and-swap: no lock, however many threads decide. Making a new one locks
 //! its two lines against others who do the same.
 //!
-//! **Expiry.** A count whose window is over, or whose bucket is full, equals an absent one, and its
-//! way is taken by the next count that needs one. Nobody sweeps.
+//! **Expiry.** A count whose window is over, or whose bucket is full, equals an absent one. A while
+//! later ([`SKEW_SECONDS`]: somebody may still decide with an older clock) its way is taken by the next
+//! count that needs one. Nobody sweeps.
 //!
 //! **The bound.** What lives is never evicted: an attacker who makes up values could forget everybody's
 //! counts. When both lines are full of what lives, there is no place, and the caller decides by a
@@ -26,6 +27,8 @@ use std::{
     },
     thread,
 };
+
+use weir_common::window::SKEW_SECONDS;
 
 use super::{
     Now,
@@ -86,10 +89,10 @@ impl std::fmt::Debug for Slab {
 }
 
 impl Slab {
-    /// A table for `counts` live counts. It has a quarter more ways, so that the two lines of a count
-    /// are practically never both full before the table is.
+    /// A table for `counts` live counts. It has half as many ways more, so that the two lines of a
+    /// count are practically never both full before so many live.
     pub fn new(counts: usize) -> Self {
-        let lines = (counts.saturating_add(counts / 4).div_ceil(WAYS)).max(2);
+        let lines = (counts.saturating_add(counts / 2).div_ceil(WAYS)).max(2);
         let lines = Box::<[Line]>::new_zeroed_slice(lines);
         // SAFETY: a line is `AtomicU64`s and nothing else, for which zero is a value.
         let lines = unsafe { lines.assume_init() };
@@ -227,11 +230,12 @@ struct Free<'a> {
 }
 
 fn free(line: &Line, now: Now) -> Option<Free<'_>> {
+    let then = now.earlier(SKEW_SECONDS);
     let mut found: Option<Free<'_>> = None;
     for (tag, way) in line.tags.iter().zip(&line.ways) {
         let old = way.word.load(Ordering::Acquire);
         let kind = Kind::decode(way.kind.load(Ordering::Acquire));
-        if old == BUSY || kind.is_some_and(|kind| !kind.is_over(old, now)) {
+        if old == BUSY || kind.is_some_and(|kind| !kind.is_over(old, then)) {
             continue;
         }
         let count = found.as_ref().map_or(0, |found| found.count) + 1;
@@ -251,3 +255,7 @@ enum Made {
 }
 
 const _: () = assert!(size_of::<Line>() == 32 * WAYS);
+
+#[cfg(test)]
+#[path = "slab_tests.rs"]
+mod tests;

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 
 use envoy_types::pb::google::protobuf::{ListValue, NullValue, Struct, Value, value::Kind};
 
-use super::scalar;
+use super::{own, scalar};
 use crate::{
     config::{
         fields::{Fields, Notes},
         yaml::{self, Node},
     },
     quota::{
-        model::{Amount, Descriptor, Limit, Own},
+        model::{Amount, Descriptor, Limit},
         unit::Unit,
     },
 };
@@ -29,22 +29,45 @@ const KEYS: &[&str] = &[
     "metadata",
 ];
 
+/// The same with Weir's own keys.
+const ALL_KEYS: &[&str] = &[
+    "key",
+    "value",
+    "descriptors",
+    "rate_limit",
+    "shadow_mode",
+    "quota_mode",
+    "detailed_metric",
+    "value_to_metric",
+    "share_threshold",
+    "metadata",
+    "algorithm",
+    "burst",
+    "unit_multiplier",
+    "scope",
+    "storeless",
+    "consistency",
+    "on-store-failure",
+    "limits",
+];
+
 const LIMIT_KEYS: &[&str] = &["unit", "requests_per_unit", "unlimited", "name", "replaces"];
 
 const UNITS: &str = "one of second, minute, hour, day, week, month, year";
 
-/// A level.
-pub(super) fn list(notes: &mut Notes<'_>, node: &Node) -> Vec<Descriptor> {
+/// A level, with Weir's own keys or without.
+pub(super) fn list(notes: &mut Notes<'_>, node: &Node, with_own: bool) -> Vec<Descriptor> {
     // The original reads `descriptors:` and nothing behind it as an empty list.
     if node.value == yaml::Value::Nothing {
         return Vec::new();
     }
     let items = notes.list("descriptors", node, "a list of descriptors").unwrap_or_default();
-    items.iter().filter_map(|item| descriptor(notes, item)).collect()
+    items.iter().filter_map(|item| descriptor(notes, item, with_own)).collect()
 }
 
-fn descriptor(notes: &mut Notes<'_>, node: &Node) -> Option<Descriptor> {
-    let fields = notes.fields("descriptors", node, KEYS, &[])?;
+fn descriptor(notes: &mut Notes<'_>, node: &Node, with_own: bool) -> Option<Descriptor> {
+    let keys = if with_own { ALL_KEYS } else { KEYS };
+    let fields = notes.fields("descriptors", node, keys, &[])?;
     let text = |notes: &mut Notes<'_>, key| {
         fields.get(key).map_or(Some(String::new()), |node| scalar::text(notes, key, node))
     };
@@ -59,7 +82,9 @@ fn descriptor(notes: &mut Notes<'_>, node: &Node) -> Option<Descriptor> {
     let share_threshold = flag(notes, &fields, "share_threshold");
     let limit = fields.get("rate_limit").and_then(|node| limit(notes, node));
     let metadata = fields.get("metadata").and_then(|node| metadata(notes, node));
-    let descriptors = fields.get("descriptors").map(|node| list(notes, node)).unwrap_or_default();
+    let descriptors =
+        fields.get("descriptors").map(|node| list(notes, node, with_own)).unwrap_or_default();
+    let own = if with_own { own::at_descriptor(notes, &fields) } else { None };
     let descriptor = Descriptor {
         place: notes.place(node.at),
         key: key?,
@@ -72,7 +97,8 @@ fn descriptor(notes: &mut Notes<'_>, node: &Node) -> Option<Descriptor> {
         value_to_metric,
         share_threshold,
         metadata,
-        own: Own::default(),
+        own: own.unwrap_or_default(),
+        own_place: notes.place(node.at),
     };
     if share_threshold && !descriptor.composite().contains('*') {
         let at = fields.get("share_threshold").map_or(node.at, |node| node.at);

@@ -4,17 +4,24 @@
 //! refuses all of them, as the original does, so that the rules that hold stay whole.
 
 mod descriptor;
+mod overlay;
+mod own;
 mod scalar;
 
 use crate::{
     config::{
         fields::Notes,
-        yaml::{self, Broken},
+        yaml::{self, Broken, Node, Value},
     },
     policy::Problem,
 };
 
-use super::model::{Access, Configuration, Domain};
+use self::overlay::Overlay;
+use super::{
+    model::{Access, Configuration, Domain},
+    rules::compile,
+    settings::Settings,
+};
 
 /// A file's text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,27 +32,64 @@ pub struct Source {
     pub text: String,
 }
 
-/// Reads files, in the order given: it decides nothing but the order of problems and domains.
+/// Reads files. Their order decides the order of problems and of domains, and nothing else.
+///
+/// A file says by `format:` what it is: nothing for the original's format, `weir` for the same with
+/// Weir's own keys in it, `weir-overlay` for these keys alone.
 pub fn read(sources: &[Source]) -> Result<Configuration, Vec<Problem>> {
-    let mut configuration = Configuration::default();
+    read_beside(Configuration::default(), sources)
+}
+
+/// Reads files beside what another source said, like overlays for domains that come by xDS.
+pub fn read_beside(
+    mut configuration: Configuration,
+    sources: &[Source],
+) -> Result<Configuration, Vec<Problem>> {
+    let mut overlays = Vec::new();
     let mut problems = Vec::new();
     for source in sources {
         let mut notes = Notes::new(&source.file);
-        if let Some(domain) = read_file(&mut notes, &source.text) {
-            configuration.domains.push(domain);
+        match read_file(&mut notes, &source.text) {
+            Some(File::Quotas(domain)) => configuration.domains.push(domain),
+            Some(File::Overlay(overlay)) => overlays.push(overlay),
+            None => {}
         }
         problems.append(&mut notes.problems);
     }
-    if problems.iter().any(Problem::is_error) {
+    // An overlay of a file that cannot be read would only be told to have no domain.
+    if problems.is_empty() {
+        problems = overlay::lay(&mut configuration, &overlays);
+    }
+    if !problems.is_empty() {
         problems.sort();
         return Err(problems);
     }
     Ok(configuration)
 }
 
-const KEYS: &[&str] = &["domain", "descriptors"];
+/// What is wrong with files that belong together, before an agent reads them.
+pub fn check(sources: &[Source], settings: Settings) -> Vec<Problem> {
+    let compiled = read(sources).and_then(|configuration| compile(&configuration, settings, None));
+    compiled.err().unwrap_or_default()
+}
 
-fn read_file(notes: &mut Notes<'_>, text: &str) -> Option<Domain> {
+enum File {
+    Quotas(Domain),
+    Overlay(Overlay),
+}
+
+/// What a file says that it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    /// The original's.
+    Original,
+    /// With Weir's own keys.
+    Weir,
+    /// Weir's own keys alone.
+    Overlay,
+}
+
+fn read_file(notes: &mut Notes<'_>, text: &str) -> Option<File> {
     let tree = match yaml::read(text) {
         Ok(tree) => tree,
         Err(Broken { at, what, expected }) => {
@@ -59,7 +103,12 @@ fn read_file(notes: &mut Notes<'_>, text: &str) -> Option<Domain> {
         notes.error(twice.at, what, format!("it once: it stands at {first} already"));
     }
     let root = &tree.root;
-    let fields = notes.fields("quota file", root, KEYS, &[])?;
+    let format = format(notes, root)?;
+    let known = match format {
+        Format::Original => &["domain", "descriptors"][..],
+        Format::Weir | Format::Overlay => overlay::KEYS,
+    };
+    let fields = notes.fields("quota file", root, known, &[])?;
     let name = match fields.get("domain") {
         Some(node) => scalar::text(notes, "domain", node)?,
         None => String::new(),
@@ -69,12 +118,44 @@ fn read_file(notes: &mut Notes<'_>, text: &str) -> Option<Domain> {
         notes.error(at, "the file has no domain", "`domain: NAME`");
         return None;
     }
+    if format == Format::Overlay {
+        return Some(File::Overlay(overlay::read(notes, root, &fields, name)));
+    }
+    let with_own = format == Format::Weir;
     let descriptors = match fields.get("descriptors") {
-        Some(node) => descriptor::list(notes, node),
+        Some(node) => descriptor::list(notes, node, with_own),
         None => Vec::new(),
     };
+    let access = if with_own { own::at_domain(notes, &fields) } else { Access::default() };
     let place = notes.place(root.at);
-    Some(Domain { name, place, descriptors, access: Access::default() })
+    Some(File::Quotas(Domain { name, place, descriptors, access }))
+}
+
+fn format(notes: &mut Notes<'_>, root: &Node) -> Option<Format> {
+    let Value::Mapping(pairs) = &root.value else { return Some(Format::Original) };
+    let Some((_, node)) = pairs.iter().find(|(key, _)| key.text == "format") else {
+        return Some(Format::Original);
+    };
+    match &node.value {
+        Value::Scalar(scalar) if scalar.text == "weir" => Some(Format::Weir),
+        Value::Scalar(scalar) if scalar.text == "weir-overlay" => Some(Format::Overlay),
+        _ => {
+            let expected = "`weir` or `weir-overlay`, or no `format` for envoyproxy/ratelimit's";
+            notes.error(node.at, "this `format` is unknown", expected);
+            None
+        }
+    }
+}
+
+/// Whether a text is a quota file, and not a node file: by the keys that only one of them has.
+pub fn is_quota_file(text: &str) -> bool {
+    let Ok(tree) = yaml::read(text) else {
+        // It is told that it is no YAML either way.
+        return text.lines().any(|line| line.starts_with("domain:"));
+    };
+    let Value::Mapping(pairs) = &tree.root.value else { return false };
+    let keys = ["domain", "descriptors", "format"];
+    pairs.iter().any(|(key, _)| keys.contains(&key.text.as_str()))
 }
 
 #[cfg(test)]
