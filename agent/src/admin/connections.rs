@@ -3,7 +3,7 @@
 //! It has never heard of routes. A client that is slow, silent or greedy costs one of a bounded
 //! number of connections for a bounded time.
 
-use std::{fmt, pin::pin, time::Duration};
+use std::{fmt, net::IpAddr, pin::pin, time::Duration};
 
 use axum::{Router, extract::Request, serve::Listener};
 use hyper::{
@@ -28,9 +28,11 @@ use super::{Bounds, drained};
 /// Bytes of a request's head.
 const HEAD: usize = 16 * 1024;
 
-/// The process at the other end of a unix socket; nothing is known of others.
+/// The process at the other end of a unix socket, or the address over TCP where that matters.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Peer {
+    /// Its address.
+    pub address: Option<IpAddr>,
     /// Its user.
     pub uid: Option<u32>,
     /// Its number.
@@ -50,12 +52,12 @@ impl fmt::Display for Peer {
 impl Peer {
     pub(super) fn of(stream: &UnixStream) -> Self {
         let Ok(credentials) = stream.peer_cred() else { return Self::default() };
-        Self { uid: Some(credentials.uid()), pid: credentials.pid() }
+        Self { address: None, uid: Some(credentials.uid()), pid: credentials.pid() }
     }
 }
 
 /// Accepts connections until the agent stops, then lets open ones end for as long as they may.
-pub(super) async fn converse_with<L: Listener>(
+pub(crate) async fn converse_with<L: Listener>(
     mut listener: L,
     router: Router,
     bounds: Bounds,

@@ -17,14 +17,16 @@ use tokio::{
     sync::{broadcast, watch},
 };
 
+pub(crate) use self::connections::converse_with;
+use self::routes::State;
 pub use self::{
     connections::Peer,
     probes::{Stage, serve_probes},
     socket::{Socket, SocketError, bind},
 };
-use self::{connections::converse_with, routes::State};
 use crate::{
     app::view::{Explanation, History, Pause, Recent, Refusal, Status, Suggestion},
+    rls::view::Rls,
     telemetry::LevelHandle,
 };
 
@@ -43,6 +45,10 @@ pub trait Inspect: Send + Sync + 'static {
     fn suggest(&self, workload: &str) -> Option<Suggestion>;
     /// Pauses enforcement, or ends a pause, at somebody's word; the names it concerned, or why not.
     fn pause(&self, pause: &Pause, by: Peer) -> Result<Vec<String>, String>;
+    /// The rate limit service, if it runs.
+    fn rls(&self) -> Option<Rls> {
+        None
+    }
     /// Whether every workload is decided.
     fn ready(&self) -> bool;
     /// The tables as the kernel has them.

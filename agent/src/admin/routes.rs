@@ -27,6 +27,7 @@ use crate::{
         Suggestion, Undecided,
     },
     metrics,
+    rls::view::Rls,
     telemetry::{LevelHandle, Levels},
 };
 
@@ -40,6 +41,7 @@ const ALL: &[&str] = &[
     "GET /history/WORKLOAD",
     "GET /suggest/WORKLOAD",
     "GET /recent",
+    "GET /rls",
     "GET /trace[?workload=WORKLOAD]",
     "GET /tables",
     "GET /metrics",
@@ -155,6 +157,7 @@ pub(super) fn all(state: &State) -> Router {
         .route("/history/{workload}", get(history))
         .route("/suggest/{workload}", get(suggest))
         .route("/recent", get(recent))
+        .route("/rls", get(rls))
         .route("/tables", get(tables))
         .route("/log", get(log).put(set_log))
         .route("/pause", post(pause));
@@ -231,6 +234,13 @@ async fn status(Given(state): Given<State>) -> Result<Json<Status>, Refused> {
 
 async fn recent(Given(state): Given<State>) -> Result<Json<Recent>, Refused> {
     Ok(Json(state.ask(Inspect::recent).await?))
+}
+
+async fn rls(Given(state): Given<State>) -> Result<Json<Rls>, Refused> {
+    state.ask(Inspect::rls).await?.map(Json).ok_or_else(|| {
+        let why = "rate limit requests are not answered here: the node file has no `rls`";
+        Refused::new(StatusCode::NOT_FOUND, why)
+    })
 }
 
 /// The path's last segment.
@@ -322,12 +332,13 @@ async fn set_log(
 }
 
 async fn metrics(Given(state): Given<State>) -> Result<Response, Refused> {
-    let status = state.ask(Inspect::status).await?;
+    let (status, rls) =
+        state.ask(|inspect: &dyn Inspect| (inspect.status(), inspect.rls())).await?;
     let traces = metrics::Traces {
         open: state.open_traces() as u64,
         skipped: state.skipped.load(Ordering::Relaxed),
     };
-    let text = metrics::render(status, traces).map_err(|problem| {
+    let text = metrics::render(status, traces, rls).map_err(|problem| {
         error!(error = %problem, "metrics could not be written: this is a bug");
         let why = "the agent failed to write its metrics: this is a bug";
         Refused::new(StatusCode::INTERNAL_SERVER_ERROR, why)

@@ -1,5 +1,6 @@
 //! `weir agent`: the wiring of files, timers, netlink and sockets to the engine.
 
+mod bare;
 mod engine;
 mod history;
 pub(crate) mod memory;
@@ -7,6 +8,7 @@ mod netlink;
 mod observe;
 mod peaks;
 mod proposal;
+mod requests;
 mod standby;
 pub mod view;
 
@@ -31,12 +33,14 @@ use tokio::{
 use tracing::{error, info};
 
 pub use self::engine::Engine;
+use self::requests::{Requests, Told};
 use crate::{
     admin::{self, Inspect, Peer, Stage},
     audit::{Subject, Unconfirmed},
     clock::Clock,
     datapath::{Datapath, Events},
     kube::{self, Cluster},
+    rls::view::Rls,
     telemetry::LevelHandle,
     workload::CgroupEvents,
 };
@@ -61,6 +65,8 @@ pub struct Options {
     pub standby: Option<PathBuf>,
     /// Changes the level of the log.
     pub level: LevelHandle,
+    /// Limit nothing in the kernel: only answer rate limit requests.
+    pub no_datapath: bool,
 }
 
 /// Where pods are found.
@@ -74,12 +80,15 @@ pub struct Kubernetes {
 
 /// The engine, for whoever asks.
 #[derive(Clone)]
-pub struct Shared(Arc<Mutex<Engine>>);
+pub struct Shared {
+    engine: Arc<Mutex<Engine>>,
+    requests: Told,
+}
 
 impl Shared {
     fn engine(&self) -> MutexGuard<'_, Engine> {
         // A panic inside would be a bug; what the kernel holds is whole all the same.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs a step of the engine where it may block.
@@ -119,6 +128,10 @@ impl Inspect for Shared {
         self.engine().pause(pause, &by.to_string())
     }
 
+    fn rls(&self) -> Option<Rls> {
+        self.requests.view()
+    }
+
     fn ready(&self) -> bool {
         self.engine().ready()
     }
@@ -139,6 +152,9 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    if options.no_datapath {
+        return runtime.block_on(bare::agent(options));
+    }
     runtime.block_on(agent(options))
 }
 
@@ -151,22 +167,31 @@ async fn agent(options: Options) -> anyhow::Result<()> {
     let (stop, drain) = watch::channel(false);
     let (stage, staged) = watch::channel(Stage::Starting);
     let mut probes = None;
-    let (socket, datapath) = if let Some(path) = &options.standby {
+    let told = Told::default();
+    let memory = state.join("last-good.json");
+    let settings = || requests::settings(&options.node_file, &memory);
+    let (socket, datapath, mut requests) = if let Some(path) = &options.standby {
         probes = Some(tokio::spawn(admin::serve_probes(admin::bind(path)?, staged, drain.clone())));
+        // Beside the predecessor: whoever it sends away finds somebody.
+        let requests = Requests::start(settings(), &state, &told).await?;
         let datapath = tokio::select! {
-            opened = standby::open(&options, clock, &stage) => opened?,
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            opened = standby::open(&options, clock, &stage) => Some(opened?),
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
         };
-        (standby::bind(&options.socket).await?, datapath)
+        let Some(datapath) = datapath else {
+            requests.stop().await;
+            return Ok(());
+        };
+        (standby::bind(&options.socket).await?, datapath, requests)
     } else {
         let socket = admin::bind(&options.socket)?;
-        (socket, Datapath::open(&options.pin_dir, clock, options.bpf_log)?)
+        let datapath = Datapath::open(&options.pin_dir, clock, options.bpf_log)?;
+        (socket, datapath, Requests::start(settings(), &state, &told).await?)
     };
     // SAFETY: the ring owns its descriptor and is never replaced while it is registered.
     let mut events =
         unsafe { AsyncFd::register(datapath.events()?) }.context("cannot wait for events")?;
-    let memory = state.join("last-good.json");
     let mut engine = Engine::new(datapath, options.node_file.clone(), memory, clock);
     let mut pods = match &options.kubernetes {
         Some(kubernetes) => Some(PodEvents::open(kubernetes, &state).await?),
@@ -176,11 +201,12 @@ async fn agent(options: Options) -> anyhow::Result<()> {
         engine = engine.with_pods(kubernetes.cgroups.clone());
         engine.expect_pods(pods.cluster.take().pods);
     }
-    let shared = Shared(Arc::new(Mutex::new(engine)));
+    let shared = Shared { engine: Arc::new(Mutex::new(engine)), requests: told };
     let mut links =
         netlink::LinkEvents::open().context("cannot listen for interfaces that come and go")?;
     let mut seen = Stamp::of(&options.node_file);
     shared.step(Engine::reload).await?;
+    requests.know(shared.engine().addresses());
     let listen = match options.listen {
         Some(listen) => Some(listen),
         None => shared.engine().listen(),
@@ -212,6 +238,7 @@ async fn agent(options: Options) -> anyhow::Result<()> {
             _ = hangup.recv() => {
                 seen = Stamp::of(&options.node_file);
                 shared.step(Engine::reload).await?;
+                requests.compare(shared.engine().rls().as_ref());
             }
             ready = events.readable_mut() => {
                 let mut ready = ready.context("cannot wait for events")?;
@@ -235,28 +262,33 @@ async fn agent(options: Options) -> anyhow::Result<()> {
                 if now != seen {
                     seen = now;
                     shared.step(Engine::reload).await?;
+                    requests.compare(shared.engine().rls().as_ref());
                 }
             }
             _ = second.tick() => {
-                shared.step(|engine| {
+                let addresses = shared.step(|engine| {
                     engine.tick();
                     engine.find_missing_pods();
                     // Namespaces come without an event in this one.
                     if engine.is_waiting() {
                         engine.reconcile();
                     }
+                    engine.addresses()
                 }).await?;
                 if let Some(pods) = &pods {
                     let cluster = Arc::clone(&pods.cluster);
                     tokio::task::spawn_blocking(move || cluster.keep());
                 }
+                requests.know(addresses);
             }
             _ = check.tick() => shared.step(Engine::find_pods).await?,
             failed = &mut audits => return Err(failed),
+            failed = requests.broken() => return Err(failed),
             _ = day.tick() => shared.step(Engine::sweep).await?,
         }
     }
     info!("the agent stops; what it attached goes on enforcing");
+    requests.stop().await;
     let _ = stop.send(true);
     if tokio::time::timeout(Duration::from_secs(5), admin).await.is_err() {
         error!("an admin request did not end in time");

@@ -57,6 +57,10 @@ pub(super) struct Agent {
     /// this socket from the start. For updates that start the successor first
     #[arg(long, value_name = "PATH")]
     standby: Option<PathBuf>,
+    /// Load nothing into the kernel and limit nothing there: only answer rate limit requests, as
+    /// `rls` of the node file says
+    #[arg(long, conflicts_with_all = ["uninstall", "standby"])]
+    no_datapath: bool,
     /// Remove all programs, pins and maps below --pin-dir; then nothing is limited any more
     #[arg(long, conflicts_with_all = ["node_file", "kubernetes", "listen", "bpf_log", "standby"])]
     uninstall: bool,
@@ -112,6 +116,7 @@ impl Agent {
             bpf_log: self.bpf_log.number(),
             standby: self.standby,
             level,
+            no_datapath: self.no_datapath,
         })?;
         Ok(Exit::Ok)
     }

@@ -11,6 +11,7 @@ mod load;
 mod node_file;
 mod read;
 mod report;
+mod rls;
 pub(crate) mod yaml;
 
 pub use self::{

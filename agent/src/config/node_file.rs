@@ -11,7 +11,10 @@ use std::{
 
 use serde::Serialize;
 
-use crate::policy::{Administrator, Bucket, Entries, Place, Ports, Probes};
+use crate::{
+    policy::{Administrator, Bucket, Entries, Place, Ports, Probes},
+    rls,
+};
 
 /// What a node file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct NodeFile {
     pub uplinks: Vec<Uplink>,
     /// The workloads, no two with one name or one interface.
     pub workloads: Vec<Workload>,
+    /// How Envoy's rate limit service is offered, if it is.
+    pub rls: Option<rls::Settings>,
 }
 
 impl NodeFile {

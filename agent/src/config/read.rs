@@ -47,7 +47,7 @@ pub fn read(text: &str, file: &str, previous: Option<&NodeFile>) -> Result<Readi
         );
         notes.problems.push(problem.effect("the first one counts"));
     }
-    const KEYS: &[&str] = &["mode", "admin", "exempt", "uplinks", "policies", "workloads"];
+    const KEYS: &[&str] = &["mode", "admin", "exempt", "uplinks", "policies", "workloads", "rls"];
     let Some(fields) = notes.fields("node file", &tree.root, KEYS, &["quotas", "services"]) else {
         // A lone text or list is YAML, but says nothing.
         let problem = notes.problems.pop().unwrap_or_else(|| {
@@ -71,8 +71,11 @@ pub fn read(text: &str, file: &str, previous: Option<&NodeFile>) -> Result<Readi
         fields.read(&mut notes, "workloads", |notes, node| read_workloads(notes, node, previous));
     let workloads = notes.settle(workloads, previous.map(|file| &file.workloads), Vec::new);
 
+    let rls = fields.read(&mut notes, "rls", super::rls::read);
+    let rls = notes.settle(rls.map(Some), previous.map(|file| &file.rls), || None);
+
     let administrator = Administrator { mode, exempt, policies };
-    let file = NodeFile { listen, administrator, uplinks, workloads };
+    let file = NodeFile { listen, administrator, uplinks, workloads, rls };
     Ok(Reading { file, problems: notes.problems })
 }
 
@@ -157,7 +160,7 @@ fn interface(notes: &mut Notes<'_>, node: &Node) -> Option<String> {
 }
 
 /// One of a few words.
-fn word<T: Copy>(
+pub(super) fn word<T: Copy>(
     notes: &mut Notes<'_>,
     key: &str,
     node: &Node,
@@ -176,7 +179,7 @@ fn word<T: Copy>(
     None
 }
 
-fn boolean(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<bool> {
+pub(super) fn boolean(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<bool> {
     word(notes, key, node, &[("true", true), ("false", false)])
 }
 

@@ -367,30 +367,30 @@ fn states(known: &[&str], now: Option<&str>) -> impl Iterator<Item = (String, u6
 }
 
 /// The text, written family by family.
-struct Page<'a>(DescriptorEncoder<'a>);
+pub(super) struct Page<'a>(pub(super) DescriptorEncoder<'a>);
 
 impl Page<'_> {
     fn info(&mut self, name: &str, help: &str, labels: &impl EncodeLabelSet) -> fmt::Result {
         self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(labels)
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+    pub(super) fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         ConstGauge::new(value).encode(metric)
     }
 
-    fn seconds(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
+    pub(super) fn seconds(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
         let unit = Unit::Seconds;
         let metric = self.0.encode_descriptor(name, help, Some(&unit), MetricType::Gauge)?;
         ConstGauge::new(value).encode(metric)
     }
 
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+    pub(super) fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
     }
 
-    fn counters<L: EncodeLabelSet + Ord>(
+    pub(super) fn counters<L: EncodeLabelSet + Ord>(
         &mut self,
         name: &str,
         help: &str,

@@ -151,3 +151,36 @@ const fn kind(reason: Reason) -> Kind {
         | Reason::Unaudited => Kind::Decision,
     }
 }
+
+/// A quota: two levels of its descriptors, as the original's exporter has them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Quota {
+    pub(super) domain: String,
+    pub(super) key1: String,
+    pub(super) key2: String,
+}
+
+/// A gRPC method.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Method {
+    pub(super) grpc_method: &'static str,
+}
+
+/// Why a rate limit request got no decision.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct ErrorType {
+    pub(super) err_type: &'static str,
+}
+
+/// What became of a rate limit request.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Question {
+    pub(super) outcome: String,
+}
+
+/// Somebody who may not ask about a domain.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Denied {
+    pub(super) domain: String,
+    pub(super) caller: String,
+}

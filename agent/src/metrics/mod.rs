@@ -7,14 +7,15 @@
 
 mod exposition;
 mod labels;
+mod requests;
 
 use std::fmt;
 
 use prometheus_client::{encoding::text, registry::Registry};
 
-use self::exposition::Exposition;
 pub(crate) use self::labels::{Kind, kind_of};
-use crate::app::view::Status;
+use self::{exposition::Exposition, requests::Requests};
+use crate::{app::view::Status, rls::view::Rls};
 
 /// The format of [`render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -28,10 +29,14 @@ pub struct Traces {
     pub skipped: u64,
 }
 
-/// Writes everything in the text format of OpenMetrics 1.0.
-pub fn render(status: Status, traces: Traces) -> Result<String, fmt::Error> {
+/// Writes everything in the text format of OpenMetrics 1.0; of rate limit requests only where they
+/// are answered.
+pub fn render(status: Status, traces: Traces, rls: Option<Rls>) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Exposition::new(status, traces)));
+    if let Some(rls) = rls {
+        registry.register_collector(Box::new(Requests::new(rls)));
+    }
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
     Ok(text)

@@ -103,7 +103,7 @@ fn parse_sample(line: &str) -> Sample {
 }
 
 fn everything() -> BTreeMap<String, Family> {
-    parse(&render(status(), Traces { open: 1, skipped: 2 }).unwrap())
+    parse(&render(status(), Traces { open: 1, skipped: 2 }, None).unwrap())
 }
 
 /// The value of the one series with these labels.
@@ -137,7 +137,7 @@ fn the_text_is_well_formed_and_no_series_is_there_twice() {
 
 #[test]
 fn an_agent_without_workloads_can_be_scraped() {
-    let families = parse(&render(Status::default(), Traces::default()).unwrap());
+    let families = parse(&render(Status::default(), Traces::default(), None).unwrap());
     assert_eq!(families.len(), everything().len());
     assert_eq!(value(&families, "weir_ready", &[]), 0.0);
 }
@@ -234,7 +234,7 @@ fn what_the_status_repeats_becomes_one_series() {
     let mut status = status();
     let twin = LimitStatus { admitted: 1, ..status.workloads[0].limits[0].clone() };
     status.workloads[0].limits.push(twin);
-    let families = parse(&render(status, Traces::default()).unwrap());
+    let families = parse(&render(status, Traces::default(), None).unwrap());
     let port = [("limit", "connections"), ("port", "80"), ("beside", "false")];
     assert_eq!(value(&families, "weir_limit_admitted_total", &port), 1001.0);
 }
@@ -243,7 +243,7 @@ fn what_the_status_repeats_becomes_one_series() {
 fn names_from_the_node_file_are_escaped() {
     let mut status = status();
     status.workloads[1].name = "a\"b\\c\nd".to_owned();
-    let families = parse(&render(status, Traces::default()).unwrap());
+    let families = parse(&render(status, Traces::default(), None).unwrap());
     assert_eq!(value(&families, "weir_foreign_programs", &[("workload", "a\"b\\c\nd")]), 0.0);
 }
 

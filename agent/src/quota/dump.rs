@@ -6,6 +6,13 @@ use envoy_types::pb::envoy::service::ratelimit::v3::rate_limit_response::rate_li
 
 use super::rules::Rules;
 
+impl Rules {
+    /// The names of the domains, in the order of the configuration.
+    pub fn domain_names(&self) -> impl Iterator<Item = &str> {
+        self.domains.iter().map(|domain| &*domain.name)
+    }
+}
+
 impl fmt::Display for Rules {
     /// A line for each limit, in the order of the configuration; the original's order is by chance.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -52,6 +52,22 @@ pub struct Counts {
     pub crowded: Counter,
 }
 
+impl Counts {
+    /// All of them, by the name of the statistic.
+    pub fn all(&self) -> [(&'static str, &Counter); 8] {
+        [
+            ("total_hits", &self.total_hits),
+            ("over_limit", &self.over_limit),
+            ("near_limit", &self.near_limit),
+            ("within_limit", &self.within_limit),
+            ("over_limit_with_local_cache", &self.over_limit_with_local_cache),
+            ("shadow_mode", &self.shadow_mode),
+            ("total_negative_hits", &self.total_negative_hits),
+            ("crowded", &self.crowded),
+        ]
+    }
+}
+
 /// Counts and their name.
 #[derive(Debug)]
 pub struct Series {

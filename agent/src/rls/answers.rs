@@ -1,7 +1,10 @@
-//! Questions and answers, whatever they came by: asked of whoever decides, counted and timed.
+//! Questions and answers, whatever they came by: decided, counted and timed.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Instant,
 };
 
@@ -10,33 +13,14 @@ use envoy_types::pb::envoy::service::ratelimit::v3::{
 };
 
 use super::{
-    caller::Caller,
-    histogram::{Histogram, Latency},
+    denied::Ledger,
+    histogram::Histogram,
+    view::{self, Took},
 };
-
-/// Whoever decides. It must answer at once: it is asked on a thread that serves connections.
-pub trait Decide: Send + Sync + 'static {
-    /// The answer to a question, or why there is none.
-    fn decide(
-        &self,
-        request: &RateLimitRequest,
-        caller: &Caller,
-    ) -> Result<RateLimitResponse, Refused>;
-}
-
-/// Why a question has no answer.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// The question makes no sense.
-    #[error("{0}")]
-    Invalid(String),
-    /// This caller may not ask this.
-    #[error("{0}")]
-    Denied(String),
-    /// We cannot decide now.
-    #[error("{0}")]
-    Unavailable(String),
-}
+use crate::{
+    clock::Clock,
+    quota::{Caller, Decision, Now, Quotas, Refused},
+};
 
 /// What became of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,51 +54,80 @@ impl Outcome {
     }
 }
 
-/// Asks, counts and times.
-pub struct Answers {
-    decide: Box<dyn Decide>,
-    outcomes: [AtomicU64; Outcome::ALL.len()],
-    took: Histogram,
+impl From<&Refused> for Outcome {
+    fn from(refused: &Refused) -> Self {
+        match refused {
+            Refused::PermissionDenied { .. } => Self::Denied,
+            Refused::NothingLoaded | Refused::CannotDecide { .. } => Self::Unavailable,
+            Refused::EmptyDomain
+            | Refused::NoDescriptors
+            | Refused::UnknownUnit { .. }
+            | Refused::TooManyHits { .. } => Self::Invalid,
+        }
+    }
 }
 
-impl std::fmt::Debug for Answers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Answers").field("outcomes", &self.outcomes).finish_non_exhaustive()
-    }
+/// Whether an answer refuses the request.
+pub(super) const fn is_over(answer: &RateLimitResponse) -> bool {
+    answer.overall_code == Code::OverLimit as i32
+}
+
+/// Asks, counts and times.
+#[derive(Debug)]
+pub struct Answers {
+    quotas: Arc<Quotas>,
+    clock: Clock,
+    outcomes: [AtomicU64; Outcome::ALL.len()],
+    took: Histogram,
+    denied: Ledger,
+}
+
+/// A question that was begun.
+pub(super) struct Asked {
+    started: Instant,
+    decision: Result<Decision, Refused>,
 }
 
 impl Answers {
-    /// Answers by whoever decides.
-    pub fn new(decide: impl Decide) -> Self {
-        Self { decide: Box::new(decide), outcomes: Default::default(), took: Histogram::default() }
+    /// Answers by these quotas.
+    pub fn new(quotas: Arc<Quotas>, clock: Clock) -> Self {
+        Self {
+            quotas,
+            clock,
+            outcomes: Default::default(),
+            took: Histogram::default(),
+            denied: Ledger::default(),
+        }
+    }
+
+    /// Decides, as far as that can be done at once.
+    pub(super) fn ask(&self, request: &RateLimitRequest, caller: &Caller) -> Asked {
+        let started = Instant::now();
+        let now =
+            Now { monotonic_ns: self.clock.monotonic_ns(), realtime_ns: self.clock.realtime_ns() };
+        let decision = self.quotas.decide(request, caller, now);
+        if let Err(Refused::PermissionDenied { domain }) = &decision {
+            self.denied.count(domain, caller);
+        }
+        Asked { started, decision }
     }
 
     /// The answer to a question, or why there is none.
-    pub fn answer(
-        &self,
-        request: &RateLimitRequest,
-        caller: &Caller,
-    ) -> Result<RateLimitResponse, Refused> {
-        let started = Instant::now();
-        let answer = self.decide.decide(request, caller);
-        let answer = match answer {
-            // Envoy takes it for `OK`.
-            Ok(answer) if answer.overall_code == Code::Unknown as i32 => {
-                Err(Refused::Unavailable("the limits came to no decision".to_owned()))
-            }
-            answer => answer,
+    pub(super) async fn answer(&self, asked: Asked) -> Result<RateLimitResponse, Refused> {
+        let answer = match asked.decision {
+            Ok(Decision::Ready(answer)) => Ok(answer),
+            Ok(Decision::Waiting(waiting)) => waiting.finish(&self.quotas).await,
+            Err(refused) => Err(refused),
         };
         let outcome = match &answer {
-            Ok(answer) if answer.overall_code == Code::OverLimit as i32 => Outcome::OverLimit,
+            Ok(answer) if is_over(answer) => Outcome::OverLimit,
             Ok(_) => Outcome::Ok,
-            Err(Refused::Invalid(_)) => Outcome::Invalid,
-            Err(Refused::Denied(_)) => Outcome::Denied,
-            Err(Refused::Unavailable(_)) => Outcome::Unavailable,
+            Err(refused) => refused.into(),
         };
         if let Some(count) = self.outcomes.get(outcome as usize) {
             count.fetch_add(1, Relaxed);
         }
-        self.took.observe(started.elapsed());
+        self.took.observe(asked.started.elapsed());
         answer
     }
 
@@ -123,8 +136,13 @@ impl Answers {
         Outcome::ALL.into_iter().zip(self.outcomes.iter().map(|count| count.load(Relaxed)))
     }
 
+    /// Who asked what they may not.
+    pub(super) fn denied(&self) -> Vec<view::Denied> {
+        self.denied.snapshot()
+    }
+
     /// How long decisions took.
-    pub fn latency(&self) -> Latency {
+    pub fn latency(&self) -> Took {
         self.took.snapshot()
     }
 }

@@ -15,40 +15,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-/// What is known of the peer of a connection. The server finds it out once for each connection.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Caller {
-    /// Its address; none on a unix socket.
-    pub address: Option<IpAddr>,
-    /// The workload that has the address, or that the process belongs to.
-    pub workload: Option<Workload>,
-    /// The name in the certificate that it proved to own.
-    pub tls_name: Option<Arc<str>>,
-    /// What the kernel says of the peer of a unix socket.
-    pub credentials: Option<Credentials>,
-}
-
-/// A workload of this node.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Workload {
-    /// Its namespace; empty on a VM.
-    pub namespace: Arc<str>,
-    /// Its name.
-    pub name: Arc<str>,
-    /// What tells it from its namesakes before and after it: the UID of a pod.
-    pub identity: Arc<str>,
-}
-
-/// `SO_PEERCRED`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Credentials {
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Process.
-    pub pid: i32,
-}
+use crate::quota::{Caller, Workload};
 
 /// Which workload has which address. One writer, who replaces all of it.
 #[derive(Debug, Default)]
@@ -68,6 +35,12 @@ impl Workloads {
         }
         self.by_address.store(Arc::new(known));
         self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// The caller with the workload that has its address now.
+    pub(super) fn resolve(&self, caller: Caller) -> Caller {
+        let workload = caller.address.and_then(|address| self.find(address));
+        Caller { workload, ..caller }
     }
 
     fn find(&self, address: IpAddr) -> Option<Workload> {
@@ -97,8 +70,8 @@ pub(super) struct OtherEnd {
 impl OtherEnd {
     pub(super) fn new(workloads: Arc<Workloads>, caller: Caller) -> Self {
         let version = workloads.version.load(Ordering::Acquire);
-        let known = ArcSwap::from_pointee((version, resolve(&workloads, caller)));
-        Self { workloads, known }
+        let caller = workloads.resolve(caller);
+        Self { workloads, known: ArcSwap::from_pointee((version, caller)) }
     }
 
     /// Asks with the caller as it is known now.
@@ -108,16 +81,11 @@ impl OtherEnd {
         if known.0 == version {
             return ask(&known.1);
         }
-        let caller = resolve(&self.workloads, known.1.clone());
+        let caller = self.workloads.resolve(known.1.clone());
         let answer = ask(&caller);
         self.known.store(Arc::new((version, caller)));
         answer
     }
-}
-
-fn resolve(workloads: &Workloads, caller: Caller) -> Caller {
-    let workload = caller.address.and_then(|address| workloads.find(address));
-    Caller { workload, ..caller }
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use super::view::Took;
+
 /// Upper bounds of the buckets, in seconds. A decision takes about a microsecond; what takes five
 /// milliseconds waited for a store.
 pub(super) const BOUNDS: [f64; 14] = [
@@ -28,22 +30,12 @@ impl Histogram {
         self.sum_ns.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 
-    /// What was observed: the sum in seconds, and for each bound how many were below it; the last
-    /// bound is infinite.
-    pub(super) fn snapshot(&self) -> Latency {
-        let bounds = BOUNDS.into_iter().chain([f64::MAX]);
+    /// What was observed so far.
+    pub(super) fn snapshot(&self) -> Took {
+        let bounds = BOUNDS.into_iter().map(Some).chain([None]);
         let buckets = bounds.zip(self.counts.iter().map(|count| count.load(Relaxed))).collect();
-        Latency { sum_seconds: self.sum_ns.load(Relaxed) as f64 / 1e9, buckets }
+        Took { sum_seconds: self.sum_ns.load(Relaxed) as f64 / 1e9, buckets }
     }
-}
-
-/// A histogram as it stood.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Latency {
-    /// The sum of all.
-    pub sum_seconds: f64,
-    /// Upper bound in seconds, and how many were in this bucket alone.
-    pub buckets: Vec<(f64, u64)>,
 }
 
 #[cfg(test)]

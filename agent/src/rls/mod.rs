@@ -1,25 +1,36 @@
 //! Envoy's rate limit service: gRPC, HTTP and the files behind them.
 //!
-//! It owns listeners, connections and who is at their other end. It decides nothing: whoever can be
-//! asked is a [`Decide`], and both gRPC and `/json` ask through [`Answers`], which counts and times
-//! what comes out. What is wrong with a question, or with us, is a gRPC status; an answer without
-//! a decision (`overall_code: UNKNOWN`) would let Envoy pass the request, and is never given.
+//! It owns listeners, connections, who is at their other end, and when files are read. What they
+//! say and what is answered is decided by [`crate::quota`]. What is wrong with a question, or with
+//! us, is a gRPC status; an answer without a decision (`overall_code: UNKNOWN`) would let Envoy pass
+//! the request, and is never given.
 
 mod answers;
 mod caller;
 mod connection;
+mod denied;
+mod files;
 mod histogram;
+mod http;
+mod json;
 mod listen;
+mod running;
 mod server;
 mod service;
 mod settings;
+mod state;
+pub mod view;
+
+use crate::app::memory;
 
 pub use self::{
-    answers::{Answers, Decide, Refused},
-    caller::{Caller, Credentials, Workload, Workloads},
+    answers::{Answers, Outcome},
+    caller::Workloads,
     listen::ListenError,
-    server::{Server, StartError},
+    running::Running,
+    server::{Health, Server, StartError},
     settings::{Bounds, Headers, Modes, Settings, Tls, Xds},
+    state::{Loaded, State},
 };
 
 #[cfg(test)]

@@ -25,13 +25,14 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    answers::Answers,
-    caller::{Caller, Credentials, OtherEnd, Workloads, canonical},
+    caller::{OtherEnd, canonical},
     connection::{converse, drained},
     listen::{self, ListenError, UnixSocket},
     service::{HEALTH_NAME, Services},
-    settings::{Bounds, Settings},
+    settings::Bounds,
+    state::State,
 };
+use crate::quota::{Caller, Credentials};
 
 /// Why the service does not run.
 #[derive(Debug, thiserror::Error)]
@@ -53,20 +54,16 @@ pub struct Server {
     threads: Vec<JoinHandle<()>>,
     addresses: Vec<SocketAddr>,
     unix: Option<UnixSocket>,
-    health: HealthReporter,
+    health: Health,
     drain: watch::Sender<bool>,
     /// Fails when a thread is gone.
     alive: Vec<oneshot::Receiver<()>>,
 }
 
 impl Server {
-    /// Listens and answers. Healthy from the first moment only if asked to be.
-    pub async fn start(
-        settings: &Settings,
-        answers: Arc<Answers>,
-        workloads: Arc<Workloads>,
-        healthy: bool,
-    ) -> Result<Self, StartError> {
+    /// Listens and answers.
+    pub async fn start(state: Arc<State>) -> Result<Self, StartError> {
+        let settings = state.settings().clone();
         let (health, checks) = tonic_health::server::health_reporter();
         let others = Routes::default().add_service(checks).prepare();
         let (drain, drained) = watch::channel(false);
@@ -74,17 +71,16 @@ impl Server {
             threads: Vec::new(),
             addresses: settings.listen.clone(),
             unix: None,
-            health,
+            health: Health(health),
             drain,
             alive: Vec::new(),
         };
-        server.set_healthy(healthy).await;
+        server.health.set(state.is_healthy()).await;
         if let Some(path) = &settings.socket {
             server.unix = Some(UnixSocket::bind(path, settings.socket_mode)?);
         }
         let floor = Floor {
-            answers,
-            workloads,
+            state,
             others,
             bounds: settings.bounds,
             places: Arc::new(Semaphore::new(settings.bounds.connections)),
@@ -113,12 +109,9 @@ impl Server {
         &self.addresses
     }
 
-    /// What health checks are told.
-    pub async fn set_healthy(&self, healthy: bool) {
-        let status = if healthy { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for name in ["", HEALTH_NAME] {
-            self.health.set_service_status(name, status).await;
-        }
+    /// Who tells health checks.
+    pub fn health(&self) -> Health {
+        self.health.clone()
     }
 
     /// Comes back when a thread is gone that should not be.
@@ -133,7 +126,7 @@ impl Server {
 
     /// Tells clients to go elsewhere, lets what they asked be answered, and ends.
     pub async fn stop(mut self) {
-        self.set_healthy(false).await;
+        self.health.set(false).await;
         if let Some(unix) = &mut self.unix {
             unix.hide();
         }
@@ -149,11 +142,24 @@ impl Server {
     }
 }
 
+/// Tells gRPC health checks.
+#[derive(Clone, Debug)]
+pub struct Health(HealthReporter);
+
+impl Health {
+    /// Sets what they are told.
+    pub async fn set(&self, healthy: bool) {
+        let status = if healthy { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for name in ["", HEALTH_NAME] {
+            self.0.set_service_status(name, status).await;
+        }
+    }
+}
+
 /// What all threads share.
 #[derive(Clone)]
 struct Floor {
-    answers: Arc<Answers>,
-    workloads: Arc<Workloads>,
+    state: Arc<State>,
     others: Routes,
     bounds: Bounds,
     /// One permit for each connection that may be open.
@@ -298,8 +304,8 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     debug!(?caller, "a connection for rate limit requests");
-    let Floor { answers, workloads, others, bounds, drain, .. } = floor;
-    let end = OtherEnd::new(workloads, caller);
-    let services = Services::new(answers, end, others, bounds.message);
+    let Floor { state, others, bounds, drain, .. } = floor;
+    let end = OtherEnd::new(Arc::clone(&state.workloads), caller);
+    let services = Services::new(state, end, others, bounds.message);
     converse(io, services, bounds, drain).await;
 }

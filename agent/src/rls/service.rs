@@ -14,10 +14,8 @@ use hyper::body::Incoming;
 use tonic::codegen::Service as _;
 use tonic::{Status, body::Body, service::Routes};
 
-use super::{
-    answers::{Answers, Refused},
-    caller::OtherEnd,
-};
+use super::{answers::Outcome, caller::OtherEnd, state::State};
+use crate::quota::Refused;
 
 /// The name of the service, for health checks.
 pub(super) const HEALTH_NAME: &str = "ratelimit";
@@ -25,7 +23,7 @@ const PREFIX: &str = "/envoy.service.ratelimit.v3.RateLimitService/";
 
 /// Rate limit requests of one connection.
 struct Asked {
-    answers: Arc<Answers>,
+    state: Arc<State>,
     end: OtherEnd,
 }
 
@@ -36,18 +34,18 @@ impl RateLimitService for Asked {
         request: tonic::Request<RateLimitRequest>,
     ) -> Result<tonic::Response<RateLimitResponse>, Status> {
         let request = request.into_inner();
-        let answer = self.end.with(|caller| self.answers.answer(&request, caller));
-        answer.map(tonic::Response::new).map_err(Status::from)
+        let answers = &self.state.answers;
+        let asked = self.end.with(|caller| answers.ask(&request, caller));
+        answers.answer(asked).await.map(tonic::Response::new).map_err(|refused| status(&refused))
     }
 }
 
-impl From<Refused> for Status {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Invalid(why) => Self::invalid_argument(why),
-            Refused::Denied(why) => Self::permission_denied(why),
-            Refused::Unavailable(why) => Self::unavailable(why),
-        }
+fn status(refused: &Refused) -> Status {
+    let why = refused.to_string();
+    match Outcome::from(refused) {
+        Outcome::Denied => Status::permission_denied(why),
+        Outcome::Invalid => Status::invalid_argument(why),
+        Outcome::Unavailable | Outcome::Ok | Outcome::OverLimit => Status::unavailable(why),
     }
 }
 
@@ -59,13 +57,8 @@ pub(super) struct Services {
 }
 
 impl Services {
-    pub(super) fn new(
-        answers: Arc<Answers>,
-        end: OtherEnd,
-        others: Routes,
-        message: usize,
-    ) -> Self {
-        let asked = RateLimitServiceServer::new(Asked { answers, end });
+    pub(super) fn new(state: Arc<State>, end: OtherEnd, others: Routes, message: usize) -> Self {
+        let asked = RateLimitServiceServer::new(Asked { state, end });
         Self { asked: asked.max_decoding_message_size(message), others }
     }
 }

@@ -19,18 +19,14 @@ pub struct Settings {
     pub debug: Option<SocketAddr>,
     /// Certificates, if gRPC is served over TLS. The unix socket is never encrypted.
     pub tls: Option<Tls>,
-    /// Quota files, and folders of them.
+    /// Quota files and overlays, and folders of them.
     pub quotas: Vec<PathBuf>,
-    /// Weir's own keys beside the quota files.
-    pub overlay: Option<PathBuf>,
     /// Where quotas are asked for by xDS instead.
     pub xds: Option<Xds>,
     /// What answers are made of.
     pub modes: Modes,
     /// The service is healthy only while at least one domain is known.
     pub healthy_with_quotas: bool,
-    /// Serve before the first configuration was read.
-    pub start_without_quotas: bool,
     /// What clients may take.
     pub bounds: Bounds,
 }
@@ -46,13 +42,19 @@ impl Default for Settings {
             debug: None,
             tls: None,
             quotas: Vec::new(),
-            overlay: None,
             xds: None,
             modes: Modes::default(),
             healthy_with_quotas: false,
-            start_without_quotas: false,
             bounds: Bounds::default(),
         }
+    }
+}
+
+impl Settings {
+    /// Where gRPC is served, for people.
+    pub fn places(&self) -> Vec<String> {
+        let tcp = self.listen.iter().map(ToString::to_string);
+        tcp.chain(self.socket.iter().map(|path| path.display().to_string())).collect()
     }
 }
 

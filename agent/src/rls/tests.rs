@@ -1,15 +1,23 @@
-//! The service as clients see it: a real tonic client over TCP and the unix socket.
+//! The service as clients see it: a real tonic client over TCP and the unix socket, and HTTP.
 
 use std::{
+    fs,
     net::SocketAddr,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use envoy_types::pb::envoy::service::ratelimit::v3::{
-    RateLimitRequest, RateLimitResponse, rate_limit_response::Code,
-    rate_limit_service_client::RateLimitServiceClient,
+use envoy_types::pb::envoy::{
+    extensions::common::ratelimit::v3::{
+        RateLimitDescriptor,
+        rate_limit_descriptor::{Entry, RateLimitOverride},
+    },
+    service::ratelimit::v3::{
+        RateLimitRequest, rate_limit_response::Code,
+        rate_limit_service_client::RateLimitServiceClient,
+    },
 };
 use tonic::{
     Code as Status,
@@ -18,53 +26,85 @@ use tonic::{
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::*;
+use crate::quota::{
+    self, Workload, config,
+    model::{Access, CallerRule},
+};
 
-/// Answers as the domain says, and remembers who asked.
-#[derive(Clone, Default)]
-struct ByName(Arc<Mutex<Vec<Caller>>>);
+/// `open` admits everything, `shut` nothing, and `mine` is for whoever the test says.
+const DOMAINS: [(&str, &str); 3] = [
+    ("open.yaml", "domain: open\ndescriptors:\n  - key: k\n    rate_limit: {unlimited: true}\n"),
+    (
+        "shut.yaml",
+        "domain: shut\ndescriptors:\n  - key: k\n    rate_limit: {unit: hour, requests_per_unit: 0}\n",
+    ),
+    (
+        "mine.yaml",
+        "domain: mine\ndescriptors:\n  - key: k\n    rate_limit: {unit: hour, requests_per_unit: 9}\n",
+    ),
+];
 
-impl Decide for ByName {
-    fn decide(
-        &self,
-        request: &RateLimitRequest,
-        caller: &Caller,
-    ) -> Result<RateLimitResponse, Refused> {
-        self.0.lock().unwrap().push(caller.clone());
-        let code = match request.domain.as_str() {
-            "ok" => Code::Ok,
-            "over" => Code::OverLimit,
-            "unknown" => Code::Unknown,
-            "invalid" => return Err(Refused::Invalid("no sense".to_owned())),
-            "denied" => return Err(Refused::Denied("not you".to_owned())),
-            _ => return Err(Refused::Unavailable("not now".to_owned())),
-        };
-        Ok(RateLimitResponse { overall_code: code as i32, ..RateLimitResponse::default() })
+/// A folder that goes with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("weir-rls-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(path.join("quotas")).unwrap();
+        let folder = Self(path);
+        for (name, text) in DOMAINS {
+            folder.write(name, text);
+        }
+        folder
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let partial = self.0.join("partial");
+        fs::write(&partial, text).unwrap();
+        fs::rename(partial, self.0.join("quotas").join(name)).unwrap();
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("rls.sock")
+    }
+
+    async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::new(format!("unix://{}", self.socket().display())).unwrap();
+        endpoint.connect().await.unwrap()
+    }
+
+    fn settings(&self) -> Settings {
+        let listen = vec!["127.0.0.1:0".parse().unwrap()];
+        Settings { listen, quotas: vec![self.0.join("quotas")], ..Settings::default() }
+    }
+
+    fn on_socket(&self) -> Settings {
+        Settings { listen: Vec::new(), socket: Some(self.socket()), ..self.settings() }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
 struct Site {
-    server: Server,
-    answers: Arc<Answers>,
+    running: Running,
     workloads: Arc<Workloads>,
-    decide: ByName,
 }
 
 impl Site {
-    async fn new(settings: Settings) -> Self {
-        let decide = ByName::default();
-        let answers = Arc::new(Answers::new(decide.clone()));
+    async fn new(folder: &Folder, settings: Settings) -> Self {
         let workloads = Arc::new(Workloads::default());
-        let server =
-            Server::start(&settings, Arc::clone(&answers), Arc::clone(&workloads), true).await;
-        Self { server: server.unwrap(), answers, workloads, decide }
-    }
-
-    async fn on_loopback(settings: Settings) -> Self {
-        Self::new(Settings { listen: vec!["127.0.0.1:0".parse().unwrap()], ..settings }).await
+        let memory = folder.0.join("memory.json");
+        let running = Running::start(settings, Arc::clone(&workloads), memory).await.unwrap();
+        Self { running, workloads }
     }
 
     fn address(&self) -> SocketAddr {
-        self.server.addresses()[0]
+        self.running.addresses()[0]
     }
 
     async fn channel(&self) -> Channel {
@@ -72,15 +112,54 @@ impl Site {
         endpoint.connect().await.unwrap()
     }
 
-    fn last_caller(&self) -> Caller {
-        self.decide.0.lock().unwrap().last().unwrap().clone()
+    /// Keeps the domain `mine` for these callers.
+    fn keep_for(&self, callers: Vec<CallerRule>) {
+        let source = |(file, text): (&str, &str)| config::Source {
+            file: file.to_owned(),
+            text: text.to_owned(),
+        };
+        let sources = DOMAINS.map(source);
+        let mut configuration = config::read(&sources).unwrap();
+        for domain in &mut configuration.domains {
+            if domain.name == "mine" {
+                domain.access = Access { callers: callers.clone(), ..Access::default() };
+            }
+        }
+        let state = self.running.state();
+        state.quotas.apply(&configuration, quota::Settings::default()).unwrap();
+    }
+
+    /// Waits until what is told of the service is as it should be.
+    async fn eventually(&self, holds: impl Fn(&view::Rls) -> bool) -> view::Rls {
+        let patience = Instant::now() + Duration::from_secs(30);
+        loop {
+            let view = self.running.state().view();
+            if holds(&view) {
+                return view;
+            }
+            assert!(Instant::now() < patience, "{view:#?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }
 
-async fn ask(channel: &Channel, domain: &str) -> Result<i32, tonic::Status> {
-    let request = RateLimitRequest { domain: domain.to_owned(), ..RateLimitRequest::default() };
-    let answer = RateLimitServiceClient::new(channel.clone()).should_rate_limit(request).await?;
-    Ok(answer.into_inner().overall_code)
+fn question(domain: &str) -> RateLimitRequest {
+    let entry = Entry { key: "k".to_owned(), value: "v".to_owned() };
+    let descriptor = RateLimitDescriptor { entries: vec![entry], ..RateLimitDescriptor::default() };
+    RateLimitRequest { domain: domain.to_owned(), descriptors: vec![descriptor], hits_addend: 0 }
+}
+
+async fn pose(channel: &Channel, question: RateLimitRequest) -> Result<Code, tonic::Status> {
+    let answer = RateLimitServiceClient::new(channel.clone()).should_rate_limit(question).await?;
+    Ok(Code::try_from(answer.into_inner().overall_code).unwrap())
+}
+
+async fn ask(channel: &Channel, domain: &str) -> Result<Code, tonic::Status> {
+    pose(channel, question(domain)).await
+}
+
+async fn refused(channel: &Channel, question: RateLimitRequest) -> Status {
+    pose(channel, question).await.unwrap_err().code()
 }
 
 async fn health(channel: &Channel, service: &str) -> i32 {
@@ -91,151 +170,239 @@ async fn health(channel: &Channel, service: &str) -> i32 {
 
 #[tokio::test]
 async fn answers_and_errors_come_as_grpc_has_them() {
-    let site = Site::on_loopback(Settings::default()).await;
+    let folder = Folder::new("answers");
+    let site = Site::new(&folder, folder.settings()).await;
     let channel = site.channel().await;
-    assert_eq!(ask(&channel, "ok").await.unwrap(), Code::Ok as i32);
-    assert_eq!(ask(&channel, "over").await.unwrap(), Code::OverLimit as i32);
-    for (domain, status) in [
-        ("invalid", Status::InvalidArgument),
-        ("denied", Status::PermissionDenied),
-        ("later", Status::Unavailable),
-        // Envoy would pass the request.
-        ("unknown", Status::Unavailable),
-    ] {
-        assert_eq!(ask(&channel, domain).await.unwrap_err().code(), status, "{domain}");
+    assert_eq!(ask(&channel, "open").await.unwrap(), Code::Ok);
+    assert_eq!(ask(&channel, "shut").await.unwrap(), Code::OverLimit);
+    assert_eq!(ask(&channel, "never heard of").await.unwrap(), Code::Ok);
+    assert_eq!(refused(&channel, question("")).await, Status::InvalidArgument);
+    let nothing = RateLimitRequest { domain: "open".to_owned(), ..RateLimitRequest::default() };
+    assert_eq!(refused(&channel, nothing).await, Status::InvalidArgument);
+    let mut no_unit = question("open");
+    no_unit.descriptors[0].limit = Some(RateLimitOverride { requests_per_unit: 1, unit: 0 });
+    assert_eq!(refused(&channel, no_unit).await, Status::InvalidArgument);
+    site.keep_for(vec![CallerRule::Uid(4_000_000)]);
+    assert_eq!(refused(&channel, question("mine")).await, Status::PermissionDenied);
+
+    let view = site.running.state().view();
+    let counts: Vec<_> =
+        view.outcomes.iter().map(|(outcome, count)| (outcome.as_str(), *count)).collect();
+    let expected =
+        [("denied", 1), ("invalid", 3), ("ok", 2), ("over_limit", 1), ("unavailable", 0)];
+    assert_eq!(counts, expected);
+    assert_eq!(view.took.buckets.iter().map(|(_, count)| count).sum::<u64>(), 7);
+    let denied =
+        view::Denied { domain: "mine".to_owned(), caller: "127.0.0.1".to_owned(), count: 1 };
+    assert_eq!(view.denied, [denied]);
+}
+
+#[tokio::test]
+async fn without_quotas_nothing_is_decided() {
+    let folder = Folder::new("nothing");
+    folder.write("bad.yaml", "domian: x\n");
+    let site = Site::new(&folder, folder.settings()).await;
+    let channel = site.channel().await;
+    assert_eq!(refused(&channel, question("open")).await, Status::Unavailable);
+    assert_eq!(health(&channel, "ratelimit").await, 1, "as the original");
+    fs::remove_file(folder.0.join("quotas/bad.yaml")).unwrap();
+    site.eventually(|view| view.problems.is_empty()).await;
+    assert_eq!(ask(&channel, "open").await.unwrap(), Code::Ok);
+}
+
+#[tokio::test]
+async fn a_bad_file_leaves_what_was_good_now_and_at_the_next_start() {
+    let folder = Folder::new("bad");
+    let site = Site::new(&folder, folder.settings()).await;
+    let channel = site.channel().await;
+    for _ in 0..9 {
+        assert_eq!(ask(&channel, "mine").await.unwrap(), Code::Ok);
     }
-    let counts: Vec<_> = site.answers.outcomes().map(|(_, count)| count).collect();
-    assert_eq!(counts, [1, 1, 1, 1, 2]);
-    let timed: u64 = site.answers.latency().buckets.iter().map(|(_, count)| count).sum();
-    assert_eq!(timed, 6);
+    folder.write("mine.yaml", "domain: mine\ndescriptors:\n  - kye: k\n");
+    let view = site.eventually(|view| !view.problems.is_empty()).await;
+    let problem = view.problems.join("\n");
+    assert!(problem.contains("mine.yaml:3:5: error: unknown key `kye`"), "{problem}");
+    assert_eq!(view.service["config_load_error"], 1);
+    assert_eq!(ask(&channel, "mine").await.unwrap(), Code::OverLimit, "counts and rules stay");
+
+    let second = Site::new(&folder, folder.settings()).await;
+    assert_eq!(second.running.state().view().problems.join("\n"), problem);
+    assert_eq!(ask(&second.channel().await, "shut").await.unwrap(), Code::OverLimit);
+
+    let text = DOMAINS[2].1.replace('9', "10");
+    folder.write("mine.yaml", &text);
+    site.eventually(|view| view.problems.is_empty()).await;
+    // The one above was refused and counted: it is the tenth.
+    assert_eq!(ask(&channel, "mine").await.unwrap(), Code::OverLimit, "a reload keeps counts");
+}
+
+#[tokio::test]
+async fn health_may_depend_on_quotas() {
+    let folder = Folder::new("health");
+    let settings = Settings { healthy_with_quotas: true, ..folder.settings() };
+    for (name, _) in DOMAINS {
+        fs::remove_file(folder.0.join("quotas").join(name)).unwrap();
+    }
+    let site = Site::new(&folder, settings).await;
+    let channel = site.channel().await;
+    assert_eq!(health(&channel, "ratelimit").await, 2, "it does not serve");
+    folder.write("open.yaml", DOMAINS[0].1);
+    site.eventually(|view| view.healthy).await;
+    for name in ["", "ratelimit"] {
+        while health(&channel, name).await != 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }
 
 #[tokio::test]
 async fn a_request_that_is_too_large_is_refused_and_the_connection_lives() {
+    let folder = Folder::new("large");
     let bounds = Bounds { message: 1024, ..Bounds::default() };
-    let site = Site::on_loopback(Settings { bounds, ..Settings::default() }).await;
+    let site = Site::new(&folder, Settings { bounds, ..folder.settings() }).await;
     let channel = site.channel().await;
-    let refused = ask(&channel, &"x".repeat(2000)).await.unwrap_err();
-    assert_eq!(refused.code(), Status::OutOfRange);
-    assert_eq!(ask(&channel, "ok").await.unwrap(), Code::Ok as i32);
-}
-
-#[tokio::test]
-async fn health_checks_are_answered_by_name() {
-    let site = Site::on_loopback(Settings::default()).await;
-    let channel = site.channel().await;
-    for name in ["", "ratelimit"] {
-        assert_eq!(health(&channel, name).await, 1, "{name:?} serves");
-    }
-    site.server.set_healthy(false).await;
-    assert_eq!(health(&channel, "ratelimit").await, 2, "it does not serve");
+    assert_eq!(refused(&channel, question(&"x".repeat(2000))).await, Status::OutOfRange);
+    assert_eq!(ask(&channel, "open").await.unwrap(), Code::Ok);
 }
 
 #[tokio::test]
 async fn every_thread_listens_on_the_same_port() {
-    let site = Site::on_loopback(Settings { threads: 3, ..Settings::default() }).await;
+    let folder = Folder::new("threads");
+    let site = Site::new(&folder, Settings { threads: 3, ..folder.settings() }).await;
     for _ in 0..20 {
-        assert_eq!(ask(&site.channel().await, "ok").await.unwrap(), Code::Ok as i32);
+        assert_eq!(ask(&site.channel().await, "open").await.unwrap(), Code::Ok);
     }
 }
 
 #[tokio::test]
-async fn a_caller_over_tcp_is_known_by_its_address() {
-    let site = Site::on_loopback(Settings::default()).await;
+async fn a_caller_over_tcp_is_known_by_its_address_and_its_workload() {
+    let folder = Folder::new("address");
+    let site = Site::new(&folder, folder.settings()).await;
     let channel = site.channel().await;
-    ask(&channel, "ok").await.unwrap();
-    let address = "127.0.0.1".parse().unwrap();
-    assert_eq!(site.last_caller(), Caller { address: Some(address), ..Caller::default() });
-    let web = Workload { namespace: "".into(), name: "web".into(), identity: "web".into() };
-    site.workloads.replace([(address, web.clone())]);
-    ask(&channel, "ok").await.unwrap();
-    assert_eq!(site.last_caller().workload, Some(web));
-}
-
-/// A path for a socket that goes with the test.
-struct SocketPath(PathBuf);
-
-impl SocketPath {
-    fn new(name: &str) -> Self {
-        let name = format!("weir-rls-{name}-{}.sock", std::process::id());
-        Self(std::env::temp_dir().join(name))
-    }
-
-    async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
-        Endpoint::new(format!("unix://{}", self.0.display())).unwrap().connect().await
-    }
-}
-
-impl Drop for SocketPath {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
+    site.keep_for(vec![CallerRule::Namespace("shop".to_owned())]);
+    assert_eq!(refused(&channel, question("mine")).await, Status::PermissionDenied);
+    let web = Workload { namespace: "shop".into(), name: "web".into(), identity: "1".into() };
+    site.workloads.replace([("127.0.0.1".parse().unwrap(), web)]);
+    assert_eq!(ask(&channel, "mine").await.unwrap(), Code::Ok);
+    site.workloads.replace([]);
+    assert_eq!(refused(&channel, question("mine")).await, Status::PermissionDenied);
 }
 
 #[tokio::test]
 async fn a_caller_on_the_socket_is_known_by_its_credentials() {
-    let path = SocketPath::new("credentials");
-    let settings =
-        Settings { socket: Some(path.0.clone()), socket_mode: 0o640, ..Settings::default() };
-    let site = Site::new(settings).await;
-    let mode = std::fs::metadata(&path.0).unwrap().permissions().mode();
+    let folder = Folder::new("credentials");
+    let site = Site::new(&folder, Settings { socket_mode: 0o640, ..folder.on_socket() }).await;
+    let mode = fs::metadata(folder.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o640);
-    assert_eq!(ask(&path.channel().await.unwrap(), "ok").await.unwrap(), Code::Ok as i32);
-    let caller = site.last_caller();
-    let credentials = caller.credentials.unwrap();
-    assert_eq!(credentials.uid, std::fs::metadata("/proc/self").unwrap().uid());
-    assert_eq!(credentials.pid, i32::try_from(std::process::id()).unwrap());
-    assert_eq!(caller.address, None);
-    site.server.stop().await;
-    assert!(!path.0.exists());
+    let channel = folder.channel().await;
+    let uid = fs::metadata("/proc/self").unwrap().uid();
+    site.keep_for(vec![CallerRule::Uid(uid)]);
+    assert_eq!(ask(&channel, "mine").await.unwrap(), Code::Ok);
+    site.keep_for(vec![CallerRule::Uid(uid + 1)]);
+    assert_eq!(refused(&channel, question("mine")).await, Status::PermissionDenied);
+    assert_eq!(site.running.state().view().denied[0].caller, format!("uid {uid}"));
+    site.running.stop().await;
+    assert!(!folder.socket().exists());
 }
 
 #[tokio::test]
 async fn a_successor_takes_the_socket_over() {
-    let path = SocketPath::new("successor");
-    let settings = Settings { socket: Some(path.0.clone()), ..Settings::default() };
-    let first = Site::new(settings.clone()).await;
-    let before = path.channel().await.unwrap();
-    assert_eq!(ask(&before, "ok").await.unwrap(), Code::Ok as i32);
-    let second = Site::new(settings).await;
-    let after = path.channel().await.unwrap();
-    assert_eq!(ask(&after, "over").await.unwrap(), Code::OverLimit as i32);
-    assert_eq!(second.decide.0.lock().unwrap().len(), 1, "the successor was asked");
-    assert_eq!(ask(&before, "ok").await.unwrap(), Code::Ok as i32, "the first still answers");
-    first.server.stop().await;
-    assert!(path.0.exists(), "the successor's socket stays");
-    assert_eq!(ask(&after, "ok").await.unwrap(), Code::Ok as i32);
+    let folder = Folder::new("successor");
+    let first = Site::new(&folder, folder.on_socket()).await;
+    let before = folder.channel().await;
+    assert_eq!(ask(&before, "open").await.unwrap(), Code::Ok);
+    let second = Site::new(&folder, folder.on_socket()).await;
+    let after = folder.channel().await;
+    assert_eq!(ask(&after, "shut").await.unwrap(), Code::OverLimit);
+    assert_eq!(second.running.state().view().outcomes["over_limit"], 1);
+    assert_eq!(ask(&before, "open").await.unwrap(), Code::Ok, "the first still answers");
+    first.running.stop().await;
+    assert!(folder.socket().exists(), "the successor's socket stays");
+    assert_eq!(ask(&after, "open").await.unwrap(), Code::Ok);
 }
 
 #[tokio::test]
 async fn a_file_that_is_no_socket_is_left_alone() {
-    let path = SocketPath::new("file");
-    std::fs::write(&path.0, "precious").unwrap();
-    let settings = Settings { socket: Some(path.0.clone()), ..Settings::default() };
-    let answers = Arc::new(Answers::new(ByName::default()));
-    let started = Server::start(&settings, answers, Arc::default(), true).await;
+    let folder = Folder::new("file");
+    fs::write(folder.socket(), "precious").unwrap();
+    let started =
+        Running::start(folder.on_socket(), Arc::default(), folder.0.join("memory.json")).await;
     assert!(matches!(started, Err(StartError::Listen(ListenError::NotASocket { .. }))));
-    assert_eq!(std::fs::read_to_string(&path.0).unwrap(), "precious");
+    assert_eq!(fs::read_to_string(folder.socket()).unwrap(), "precious");
 }
 
 #[tokio::test]
 async fn an_old_connection_is_replaced_without_an_error() {
-    let bounds = Bounds { max_age: std::time::Duration::from_millis(50), ..Bounds::default() };
-    let site = Site::on_loopback(Settings { bounds, ..Settings::default() }).await;
+    let folder = Folder::new("old");
+    let bounds = Bounds { max_age: Duration::from_millis(50), ..Bounds::default() };
+    let site = Site::new(&folder, Settings { bounds, ..folder.settings() }).await;
     let channel = site.channel().await;
-    let until = std::time::Instant::now() + std::time::Duration::from_millis(500);
-    while std::time::Instant::now() < until {
-        assert_eq!(ask(&channel, "ok").await.unwrap(), Code::Ok as i32);
+    let until = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < until {
+        assert_eq!(ask(&channel, "open").await.unwrap(), Code::Ok);
     }
 }
 
 #[tokio::test]
 async fn when_it_stops_a_silent_client_does_not_hold_it_up() {
-    let site = Site::on_loopback(Settings::default()).await;
+    let folder = Folder::new("silent");
+    let site = Site::new(&folder, folder.settings()).await;
     let _silent = tokio::net::TcpStream::connect(site.address()).await.unwrap();
     let channel = site.channel().await;
-    ask(&channel, "ok").await.unwrap();
+    ask(&channel, "open").await.unwrap();
     let address = site.address();
-    tokio::time::timeout(std::time::Duration::from_secs(20), site.server.stop()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), site.running.stop()).await.unwrap();
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
+
+/// An exchange over HTTP/1: the answer's code and body.
+fn exchange(address: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn json_is_answered_as_the_original_answers_it() {
+    let folder = Folder::new("json");
+    let any = "127.0.0.1:0".parse().ok();
+    let site = Site::new(&folder, Settings { http: any, debug: any, ..folder.settings() }).await;
+    let (http, debug) = (site.running.http().unwrap(), site.running.debug().unwrap());
+    let ask = |domain: &str| {
+        let body = format!(
+            r#"{{"domain":"{domain}","descriptors":[{{"entries":[{{"key":"k","value":"v"}}]}}]}}"#
+        );
+        exchange(http, "POST", "/json", &body)
+    };
+    let (code, body) = ask("open");
+    assert_eq!(code, 200);
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&body).unwrap(),
+        serde_json::json!({
+            "overallCode": "OK",
+            "statuses": [{ "code": "OK", "limitRemaining": u32::MAX }],
+        })
+    );
+    let (code, body) = ask("shut");
+    assert_eq!((code, body.contains("OVER_LIMIT")), (429, true), "{body}");
+    assert_eq!(ask(""), (400, "rate limit domain must not be empty".to_owned()));
+    assert_eq!(exchange(http, "POST", "/json", "{\"what\":1}").0, 400);
+    assert_eq!(exchange(http, "GET", "/healthcheck", ""), (200, "OK".to_owned()));
+    assert_eq!(exchange(http, "GET", "/rlconfig", "").0, 404, "not for everybody");
+
+    let (code, rules) = exchange(debug, "GET", "/rlconfig", "");
+    let line = "shut.k: unit=HOUR requests_per_unit=0, shadow_mode: false, quota_mode: false\n";
+    assert_eq!((code, rules.contains(line)), (200, true), "{rules}");
+    let (code, stats) = exchange(debug, "GET", "/stats", "");
+    let line = "ratelimit.service.rate_limit.shut.k.over_limit: 1\n";
+    assert_eq!((code, stats.contains(line)), (200, true), "{stats}");
 }

@@ -34,6 +34,7 @@ use crate::{
     config::{self, Evaluated, Location, NodeFile, PodLocation, Report, evaluate_all, read},
     datapath::{Attached, Attachment, Datapath, DatapathError, Target},
     policy::{Effective, LastGood, Origin, Period, Problem},
+    quota, rls,
     workload::{self, Interface, interfaces},
 };
 
@@ -439,6 +440,28 @@ impl Engine {
     /// Where the file wants metrics and health to be served.
     pub const fn listen(&self) -> Option<SocketAddr> {
         self.file.listen
+    }
+
+    /// How rate limit requests are to be answered, if at all.
+    pub fn rls(&self) -> Option<rls::Settings> {
+        self.file.rls.clone()
+    }
+
+    /// Which workload has which address, as far as its interface was found.
+    pub fn addresses(&self) -> Vec<(IpAddr, quota::Workload)> {
+        let of = |known: &Known| {
+            // A pod's are told; others' are found at their interface.
+            let found = known.seen_at.as_ref().map(|(_, addresses)| addresses);
+            let addresses = Some(&known.addresses).filter(|told| !told.is_empty()).or(found)?;
+            let (namespace, name) = known.name.split_once('/').unwrap_or(("", &known.name));
+            let workload = quota::Workload {
+                namespace: namespace.into(),
+                name: name.into(),
+                identity: known.key.as_str().into(),
+            };
+            Some(addresses.iter().map(move |address| (*address, workload.clone())).collect())
+        };
+        self.workloads.iter().filter_map(of).flat_map(|some: Vec<_>| some).collect()
     }
 
     /// What is due every second.

@@ -1,0 +1,84 @@
+use std::{path::Path, time::Duration};
+
+use super::super::{NodeFile, read as read_file};
+use crate::rls::{Headers, Modes, Settings};
+
+fn problems(text: &str) -> Vec<String> {
+    let reading = read_file(text, "node.yaml", None).unwrap();
+    reading.problems.iter().map(ToString::to_string).collect()
+}
+
+fn settings(text: &str) -> Settings {
+    assert_eq!(problems(text), [] as [&str; 0]);
+    read_file(text, "node.yaml", None).unwrap().file.rls.unwrap()
+}
+
+#[test]
+fn everything_has_a_default_but_where_to_listen() {
+    let read = settings("rls: { listen: 127.0.0.1:8081 }\n");
+    let listen = vec!["127.0.0.1:8081".parse().unwrap()];
+    assert_eq!(read, Settings { listen, ..Settings::default() });
+    assert_eq!(problems("rls: {}\n").len(), 1);
+    assert_eq!(NodeFile::default().rls, None);
+}
+
+#[test]
+fn everything_can_be_written() {
+    let read = settings(
+        "rls:\n  listen: [0.0.0.0:8081, '[::1]:8081']\n  socket: /run/weir/rls.sock\n  \
+         socket-mode: 0660\n  threads: 2\n  http: 0.0.0.0:8080\n  debug: 127.0.0.1:6070\n  \
+         quotas: /etc/weir/quotas\n  merge-domains: true\n  \
+         mode: shadow\n  quota-mode: true\n  near-limit: 90%\n  spare-others-when-over: true\n  \
+         response-headers: { reset: X-Reset }\n  dynamic-metadata: true\n  \
+         healthy-with-quotas: true\n  max-connections: 10\n  \
+         max-message-size: 4096\n  keep-alive: 5s\n  keep-alive-timeout: 500ms\n  \
+         max-connection-age: 1h\n  max-connection-age-grace: 5m\n",
+    );
+    assert_eq!((read.listen.len(), read.socket_mode, read.threads), (2, 0o660, 2));
+    assert_eq!(read.quotas, [Path::new("/etc/weir/quotas")]);
+    let headers = Headers { reset: "X-Reset".to_owned(), ..Headers::default() };
+    assert_eq!(
+        read.modes,
+        Modes {
+            merge_domains: true,
+            shadow: true,
+            quota: true,
+            near_limit_percent: 90,
+            spare_others_when_over: true,
+            headers: Some(headers),
+            dynamic_metadata: true,
+        }
+    );
+    let bounds = read.bounds;
+    assert_eq!((bounds.connections, bounds.message), (10, 4096));
+    assert_eq!(bounds.keep_alive_timeout, Duration::from_millis(500));
+    assert_eq!(bounds.max_age_grace, Duration::from_secs(300));
+}
+
+#[test]
+fn what_is_wrong_is_said_with_its_place() {
+    for (text, expected) in [
+        ("listen: 8081", "node.yaml:1:16: error: `listen`: `8081` is no socket address"),
+        ("listen: x, sokcet: /s", "unknown key `sokcet` in `rls`; expected `socket`"),
+        ("listen: '1.1.1.1:1', debug: '1.1.1.1:2'", "can be reached from elsewhere"),
+        ("listen: '1.1.1.1:1', near-limit: 0.8", "`near-limit`: `0.8` is no share"),
+        ("listen: '1.1.1.1:1', keep-alive: 20", "`keep-alive`: `20` is no time"),
+        ("listen: '1.1.1.1:1', quotas: here", "`here` is not absolute"),
+        ("socket: /s, socket-mode: rw", "`rw` is no mode"),
+        ("socket: /s, tls: { cert: /c }", "`tls` in `rls` is not supported by this version"),
+        ("socket: /s, response-headers: { limit: 'a b' }", "`a b` is no header"),
+    ] {
+        let text = format!("rls: {{ {text} }}\n");
+        let found = problems(&text);
+        assert!(found.iter().any(|problem| problem.contains(expected)), "{text}: {found:?}");
+        assert_eq!(read_file(&text, "node.yaml", None).unwrap().file.rls, None);
+    }
+}
+
+#[test]
+fn a_section_that_cannot_be_read_stays_as_it_was() {
+    let before = read_file("rls: { socket: /s }\n", "node.yaml", None).unwrap().file;
+    let after = read_file("rls: { socket: s }\n", "node.yaml", Some(&before)).unwrap();
+    assert_eq!(after.file.rls, before.rls);
+    assert!(after.problems[0].to_string().contains("what stood here before stays"));
+}

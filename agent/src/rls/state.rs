@@ -1,0 +1,274 @@
+//! What all ways in share: quotas, their configuration, and whether we are healthy.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tracing::{error, info, warn};
+
+use super::{
+    answers::Answers,
+    caller::Workloads,
+    files::{Files, Texts},
+    memory,
+    settings::{Modes, Settings},
+    view,
+};
+use crate::{
+    clock::Clock,
+    quota::{self, HeaderNames, Now, Quotas, Series, config, series::Counter},
+};
+
+/// Everything but sockets.
+#[derive(Debug)]
+pub struct State {
+    /// Rules and counts.
+    pub quotas: Arc<Quotas>,
+    /// Who answers by them.
+    pub answers: Answers,
+    /// Who has which address.
+    pub workloads: Arc<Workloads>,
+    settings: Settings,
+    clock: Clock,
+    /// Where the last good configuration is kept for the next start.
+    memory: PathBuf,
+    loaded: Mutex<Loaded>,
+    draining: AtomicBool,
+}
+
+/// The configuration that holds.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// When it was read, seconds since 1970; 0 before the first.
+    pub at: f64,
+    /// What is wrong with what was read last, if anything is; then what was read before holds.
+    pub problems: Vec<String>,
+}
+
+impl State {
+    /// Nothing is loaded yet. `memory` is a file of this service alone.
+    pub fn new(settings: Settings, workloads: Arc<Workloads>, memory: PathBuf) -> Self {
+        let clock = Clock;
+        let quotas = Arc::new(Quotas::default());
+        Self {
+            answers: Answers::new(Arc::clone(&quotas), clock),
+            quotas,
+            workloads,
+            settings,
+            clock,
+            memory,
+            loaded: Mutex::default(),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Whether health checks are to pass.
+    pub fn is_healthy(&self) -> bool {
+        let known = !self.settings.healthy_with_quotas
+            || self.quotas.rules().is_some_and(|rules| rules.domain_names().next().is_some());
+        known && !self.draining.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// What holds, and what is wrong with what does not.
+    pub fn loaded(&self) -> Loaded {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Loaded> {
+        // It is replaced whole.
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was counted, under the original's names: `name: number`, a line each.
+    pub(super) fn stats(&self) -> Vec<String> {
+        let service = self.service_counts();
+        let service = service.map(|(name, count)| format!("ratelimit.service.{name}: {count}\n"));
+        let series = self.quotas.series();
+        let of = |series: &Arc<Series>| {
+            let key = series.key();
+            let line = move |(name, counter): (&str, &Counter)| {
+                format!("ratelimit.service.rate_limit.{key}.{name}: {}\n", counter.get())
+            };
+            series.counts.all().map(line)
+        };
+        service.into_iter().chain(series.iter().flat_map(of)).collect()
+    }
+
+    fn service_counts(&self) -> [(&'static str, u64); 7] {
+        let service = self.quotas.service();
+        [
+            ("config_load_success", &service.config_load_success),
+            ("config_load_error", &service.config_load_error),
+            ("global_shadow_mode", &service.global_shadow_mode),
+            ("rate_limit.domain_not_found", &service.domain_not_found),
+            ("call.should_rate_limit.service_error", &service.service_error),
+            ("call.should_rate_limit.redis_error", &service.redis_error),
+            ("call.should_rate_limit.permission_denied", &service.permission_denied),
+        ]
+        .map(|(name, counter)| (name, counter.get()))
+    }
+
+    /// Everything that can be told. It reads the whole table of counts: not for a decision.
+    pub fn view(&self) -> view::Rls {
+        let Loaded { at, problems } = self.loaded();
+        let now =
+            Now { monotonic_ns: self.clock.monotonic_ns(), realtime_ns: self.clock.realtime_ns() };
+        let fill = self.quotas.fill(now);
+        let series = |series: Arc<Series>| view::Series {
+            domain: series.domain.to_string(),
+            levels: series.levels.iter().map(ToString::to_string).collect(),
+            counts: (series.counts.all().iter())
+                .map(|(name, counter)| ((*name).to_owned(), counter.get()))
+                .collect(),
+        };
+        let domains =
+            self.quotas.rules().map(|rules| rules.domain_names().map(str::to_owned).collect());
+        view::Rls {
+            listen: self.settings.places(),
+            healthy: self.is_healthy(),
+            loaded_at: at,
+            problems,
+            domains: domains.unwrap_or_default(),
+            outcomes: (self.answers.outcomes())
+                .map(|(outcome, count)| (outcome.name().to_owned(), count))
+                .collect(),
+            took: self.answers.latency(),
+            service: (self.service_counts().into_iter())
+                .map(|(name, count)| (name.to_owned(), count))
+                .collect(),
+            denied: self.answers.denied(),
+            series: self.quotas.series().into_iter().map(series).collect(),
+            live_counts: fill.live as u64,
+            live_counts_capacity: fill.ways as u64,
+        }
+    }
+
+    pub(super) fn files(&self) -> Files {
+        Files(self.settings.quotas.clone())
+    }
+
+    /// Reads the files and makes them hold. What cannot be understood changes nothing; at the first
+    /// start, what held before this process holds.
+    pub(super) fn load(&self) {
+        match self.files().read() {
+            Ok(texts) => {
+                if self.hold(&texts) {
+                    self.remember(&texts);
+                }
+            }
+            Err(error) => {
+                self.quotas.note_unreadable();
+                self.refuse(vec![explain(&error)]);
+            }
+        }
+        if !self.quotas.is_loaded() {
+            self.recall();
+        }
+    }
+
+    /// Makes a configuration hold, or says why not.
+    fn hold(&self, texts: &Texts) -> bool {
+        let applied = self.understand(texts).and_then(|configuration| {
+            self.quotas.apply(&configuration, modes(&self.settings.modes))
+        });
+        match applied {
+            Ok(()) => {
+                let at = self.clock.realtime_ns() as f64 / 1e9;
+                *self.lock() = Loaded { at, problems: Vec::new() };
+                let files: Vec<_> = texts.files.iter().map(|(name, _)| name).collect();
+                info!(?files, "quotas hold");
+                true
+            }
+            Err(problems) => {
+                self.refuse(problems.iter().map(ToString::to_string).collect());
+                false
+            }
+        }
+    }
+
+    fn understand(
+        &self,
+        texts: &Texts,
+    ) -> Result<quota::Configuration, Vec<crate::policy::Problem>> {
+        let source = |(file, text): &(String, String)| config::Source {
+            file: file.clone(),
+            text: text.clone(),
+        };
+        let sources: Vec<_> = texts.files.iter().map(source).collect();
+        config::read(&sources).inspect_err(|_| self.quotas.note_unreadable())
+    }
+
+    fn refuse(&self, problems: Vec<String>) {
+        for problem in &problems {
+            error!(problem, "quotas were not understood; what held before holds");
+        }
+        self.lock().problems = problems;
+    }
+
+    fn remember(&self, texts: &Texts) {
+        if let Err(problem) = memory::store(&self.memory, texts) {
+            warn!(path = %self.memory.display(), error = %problem, "the last good quotas were not kept for the next start");
+        }
+    }
+
+    fn recall(&self) {
+        let problems = self.loaded().problems;
+        match memory::load::<Texts>(&self.memory) {
+            Ok(Some(texts)) => {
+                if self.hold(&texts) {
+                    warn!("the quotas of before this start hold");
+                    self.lock().problems = problems;
+                }
+            }
+            Ok(None) => {}
+            Err(problem) => {
+                warn!(path = %self.memory.display(), error = %problem, "the last good quotas are not known");
+            }
+        }
+    }
+}
+
+fn modes(modes: &Modes) -> quota::Settings {
+    let Modes {
+        merge_domains,
+        shadow,
+        quota,
+        near_limit_percent,
+        spare_others_when_over,
+        headers,
+        dynamic_metadata,
+    } = modes;
+    quota::Settings {
+        merge_domains: *merge_domains,
+        shadow_mode: *shadow,
+        quota_mode: *quota,
+        stop_when_over: *spare_others_when_over,
+        headers: headers.as_ref().map(|headers| HeaderNames {
+            limit: headers.limit.clone(),
+            remaining: headers.remaining.clone(),
+            reset: headers.reset.clone(),
+        }),
+        dynamic_metadata: *dynamic_metadata,
+        near_limit_ratio: f32::from(*near_limit_percent) / 100.0,
+        ..quota::Settings::default()
+    }
+}
+
+fn explain(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        None => error.to_string(),
+        Some(cause) => format!("{error}: {}", explain(cause)),
+    }
+}
