@@ -20,6 +20,7 @@ use weir_common::{
     handshake,
     source::{self, SourceParams, SourceTaken, WAYS},
     way::{self, LINE, Line, TICK_NS, Tick},
+    window::{self, Window},
     word::Word,
 };
 
@@ -89,6 +90,46 @@ fn threads_that_read_the_clock_at_their_own_pace_get_no_more_than_its_time_allow
         assert!(admitted * params.cost <= end - NOW + params.burst, "{admitted} admitted");
         // Nobody was charged without being admitted.
         assert!(gcra::spent(word.load(), end, &params) <= admitted * params.cost);
+    });
+}
+
+#[test]
+fn threads_on_one_window_admit_exactly_its_limit_and_lose_no_hit() {
+    explore(|| {
+        let word = Arc::new(Shared::new(0));
+        let window = Window::at(1_700_000_000, 60);
+        let admitted = together([2, 3, 2], {
+            let word = Arc::clone(&word);
+            move |hits| {
+                let hit =
+                    |_: &u64| window::hit(&*word, window, 1).expect("three threads").after <= 4;
+                (0..hits).filter(hit).count()
+            }
+        });
+        assert_eq!(admitted.iter().sum::<usize>(), 4);
+        assert_eq!(window.count(word.load()), 7);
+    });
+}
+
+#[test]
+fn threads_on_both_sides_of_an_edge_share_the_later_window() {
+    explore(|| {
+        let word = Arc::new(Shared::new(0));
+        let clock = Arc::new(AtomicU64::new(1_700_000_038));
+        let admitted = together([3, 3, 3], {
+            let word = Arc::clone(&word);
+            let clock = Arc::clone(&clock);
+            move |hits| {
+                let hit = |_: &u64| {
+                    // The minute ends at 1700000040; some read the clock before and hit after.
+                    let window = Window::at(clock.fetch_add(1, Ordering::SeqCst) / 2 * 2, 60);
+                    window::hit(&*word, window, 1).expect("three threads").after <= 2
+                };
+                (0..hits).filter(hit).count()
+            }
+        });
+        // Two windows, two each: who comes late counts in the later one.
+        assert!(admitted.iter().sum::<usize>() <= 4, "{admitted:?}");
     });
 }
 
