@@ -28,6 +28,17 @@ impl Addr {
         self.high == 0 && self.low >> 32 == 0xffff
     }
 
+    /// Whether a connection to it stays within the namespace that it begins in: `127.0.0.0/8`, `::1`,
+    /// and the unspecified addresses, which `connect(2)` takes for these.
+    #[inline(always)]
+    pub const fn is_loopback(self) -> bool {
+        if self.is_v4() {
+            self.low as u32 >> 24 == 127 || self.low as u32 == 0
+        } else {
+            self.high == 0 && self.low <= 1
+        }
+    }
+
     /// Both words masked.
     #[inline(always)]
     pub const fn masked(self, mask: Self) -> Self {
@@ -86,6 +97,17 @@ mod tests {
         for text in ["0.0.0.0", "10.1.2.3", "255.255.255.255", "::", "::1", "2001:db8::1"] {
             let address: IpAddr = text.parse().unwrap();
             assert_eq!(IpAddr::from(Addr::from(address)), address);
+        }
+    }
+
+    #[test]
+    fn the_unspecified_address_is_taken_for_loopback() {
+        let is_loopback = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap()).is_loopback();
+        for own in ["127.0.0.1", "127.255.0.9", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"] {
+            assert!(is_loopback(own), "{own}");
+        }
+        for other in ["126.0.0.1", "128.0.0.1", "0.0.0.1", "::2", "1::1", "::ffff:10.0.0.1"] {
+            assert!(!is_loopback(other), "{other}");
         }
     }
 

@@ -13,6 +13,8 @@
 //! | `WORKLOADS` | array of [`Workload`] | slot | agent |
 //! | `TALLIES` | per-CPU array of [`Tally`] | slot × [`HOOKS`] + hook | kernel |
 //! | `INTERFACES` | hash `u32` → slot | ifindex | agent |
+//! | `CALLERS` | hash `u64` → slot | cookie of a network namespace | agent |
+//! | `LOCALS` | hash [`Local`] → nothing | an address of that namespace | agent |
 //! | `ADDRESSES` | hash [`Addr`] → slot | address | agent |
 //! | `PORTS` | hash `u32` → block | [`port_key`] | agent |
 //! | `BLOCKS` | array of [`Block`] | block | agent; never changed while referenced |
@@ -31,7 +33,7 @@ use crate::{
 };
 
 /// Version of this layout, part of the pin directory's name.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Workload slots; slot 0 is "none".
 pub const MAX_WORKLOADS: u32 = 512;
@@ -43,6 +45,8 @@ pub const MAX_BLOCKS: u32 = 4096;
 pub const MAX_PORTS: u32 = 8192;
 /// Entries of the address map.
 pub const MAX_ADDRESSES: u32 = 4096;
+/// Entries of the map of addresses that calls do not leave their namespace for.
+pub const MAX_LOCALS: u32 = 8192;
 /// Lines for sources: 2 MiB, 229 376 sources.
 pub const SOURCE_LINES: u32 = 32_768;
 /// Lines for handshakes: 512 KiB, 65 536 handshakes. Every SYN looks into one: they should fit into
@@ -65,20 +69,24 @@ pub enum Hook {
     TcEgress = 1,
     /// XDP on an uplink.
     Xdp = 2,
+    /// `connect()` of what runs in the workload, before there is a packet.
+    Connect = 3,
 }
 
 /// Number of hooks.
-pub const HOOKS: u32 = 3;
+pub const HOOKS: u32 = 4;
 
 impl Hook {
     /// All hooks, by their number.
-    pub const ALL: [Self; HOOKS as usize] = [Self::TcIngress, Self::TcEgress, Self::Xdp];
+    pub const ALL: [Self; HOOKS as usize] =
+        [Self::TcIngress, Self::TcEgress, Self::Xdp, Self::Connect];
 
     /// The hook's name in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::TcIngress | Self::TcEgress => "tc",
             Self::Xdp => "xdp",
+            Self::Connect => "connect",
         }
     }
 
@@ -86,7 +94,7 @@ impl Hook {
     pub const fn direction(self) -> Direction {
         match self {
             Self::TcIngress | Self::Xdp => Direction::Ingress,
-            Self::TcEgress => Direction::Egress,
+            Self::TcEgress | Self::Connect => Direction::Egress,
         }
     }
 }
@@ -230,6 +238,17 @@ pub struct Workload {
     pub any_port: [u32; 2],
     /// [`PORTS_INGRESS`], [`PORTS_EGRESS`] and [`TRACKED`].
     pub flags: u32,
+}
+
+/// Key of `LOCALS`: an address that a workload's namespace has itself, so that connections to it
+/// never leave.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Local {
+    /// The address.
+    pub address: Addr,
+    /// The workload's slot.
+    pub slot: u64,
 }
 
 /// The workload has blocks of their own for some inbound ports.
@@ -435,6 +454,7 @@ const _: () = {
     assert!(size_of::<Rule>() == 64);
     assert!(size_of::<Block>() == 64 + MAX_RULES * size_of::<Rule>());
     assert!(size_of::<Event>() == 56);
+    assert!(size_of::<Local>() == 24);
     assert!(size_of::<Slot>() == 128);
     assert!(MAX_CELLS <= 1 << 16);
     // A slot number, a direction and a port share 32 bits.
@@ -457,5 +477,5 @@ mod pod {
         )*};
     }
 
-    pod!(Addr, Block, CellLine, Config, Counts, Event, Record, Rule, Slot, Tally, Workload);
+    pod!(Addr, Block, CellLine, Config, Counts, Event, Local, Record, Rule, Slot, Tally, Workload);
 }

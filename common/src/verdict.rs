@@ -12,7 +12,7 @@ pub enum Verdict {
     Pass = 0,
     /// Disappears; the client retries.
     Drop = 1,
-    /// Disappears, and the sender gets a RST at once.
+    /// Disappears, and the sender is told at once: by a RST, or by ECONNREFUSED from `connect()`.
     Reset = 2,
     /// Would have been refused; goes on, because the line or the workload is in shadow mode.
     Shadow = 3,

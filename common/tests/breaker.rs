@@ -68,11 +68,13 @@ impl Pair {
     fn admit(&mut self) -> (Admission, Edge) {
         let before = self.words();
         let refuses = self.model.refuses(self.now_ns);
-        assert_eq!(peek(&self.line, &self.params, self.now_ns), refuses);
+        let foreseen = peek(&self.line, &self.params, self.now_ns);
+        assert_eq!(foreseen.is_some(), refuses);
         assert_eq!(self.words(), before, "looking changes nothing");
         let expected = self.model.admit(self.now_ns);
         assert_eq!(admit(&self.line, &self.params, self.now_ns), expected);
-        if refuses {
+        if let Some(foreseen) = foreseen {
+            assert_eq!(foreseen, expected.0);
             assert_eq!(self.words(), before, "who would be refused changes nothing");
         }
         if matches!(expected.0, Admission::Admitted { .. }) {
@@ -487,10 +489,10 @@ fn a_probe_that_nobody_answers_opens_it_again() {
     pair.now_ns += 6 * SECOND;
     admitted(&mut pair);
     admitted(&mut pair);
-    assert!(peek(&pair.line, &PARAMS, pair.now_ns));
+    assert_eq!(peek(&pair.line, &PARAMS, pair.now_ns), Some(Admission::Probing));
     pair.now_ns += 2 * SECOND;
     // The look ahead must leave that to the one who may change something.
-    assert!(!peek(&pair.line, &PARAMS, pair.now_ns));
+    assert_eq!(peek(&pair.line, &PARAMS, pair.now_ns), None);
     assert_eq!(pair.admit(), (Admission::Open, Edge::Reopened));
 }
 
@@ -500,7 +502,7 @@ fn a_breaker_that_nobody_met_for_long_is_not_open() {
     let params = Params { errors: 1, ..PARAMS };
     for after in [range / 64, range / 4, range / 2, range - 60 * SECOND] {
         let pair = tripped(params, DAY);
-        assert!(!peek(&pair.line, &params, DAY + after));
+        assert_eq!(peek(&pair.line, &params, DAY + after), None);
         assert!(matches!(admit(&pair.line, &params, DAY + after).0, Admission::Admitted { .. }));
     }
 }

@@ -47,11 +47,11 @@ pub fn admit(rule: &Rule, owner: Owner, now_ns: u64) -> u64 {
     weir_ask(rule.cell, owner, now_ns)
 }
 
-/// Whether a rule's breaker would refuse a SYN.
+/// What a rule's breaker would say of a SYN if it would refuse it.
 #[inline(always)]
-pub fn peek(rule: &Rule, now_ns: u64) -> bool {
+pub fn peek(rule: &Rule, now_ns: u64) -> Option<Admission> {
     let params = Params::unpack([rule.cost, rule.burst, rule.step]);
-    maps::cell_line(rule.cell).is_some_and(|line| breaker::peek(&line, &params, now_ns))
+    breaker::peek(&maps::cell_line(rule.cell)?, &params, now_ns)
 }
 
 /// Takes a SYN back that another rule refused.

@@ -10,14 +10,15 @@
 #![feature(asm_experimental_arch, core_intrinsics)]
 
 use aya_ebpf::{
-    macros::{classifier, xdp},
-    programs::{TcContext, XdpContext},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use weir_common::layout::Direction;
 
-use crate::hook::{Tc, TcHook, Uplink};
+use crate::hook::{Call, Tc, TcHook, Uplink};
 
 mod breaker;
+mod connect;
 mod decide;
 mod emit;
 mod hook;
@@ -58,6 +59,18 @@ pub fn weir_own_out(ctx: TcContext) -> i32 {
 #[xdp]
 pub fn weir_uplink(ctx: XdpContext) -> u32 {
     peek::run(&Uplink::new(ctx))
+}
+
+/// `connect()` of any IPv4 socket of the node: refuses at once what TC would certainly refuse.
+#[cgroup_sock_addr(connect4)]
+pub fn weir_connect4(ctx: SockAddrContext) -> i32 {
+    connect::run(&Call::v4(ctx))
+}
+
+/// `connect()` of any IPv6 socket of the node, IPv4-mapped destinations among them.
+#[cgroup_sock_addr(connect6)]
+pub fn weir_connect6(ctx: SockAddrContext) -> i32 {
+    connect::run(&Call::v6(ctx))
 }
 
 #[cfg(not(test))]

@@ -11,9 +11,9 @@ use aya_ebpf::{
 use weir_common::{
     addr::Addr,
     layout::{
-        Block, CellLine, Config, Counts, EVENTS_BYTES, HOOKS, MAX_ADDRESSES, MAX_BLOCKS, MAX_CELLS,
-        MAX_PORTS, MAX_WORKLOADS, PENDING_LINES, Record, SOURCE_LINES, SOURCE_LOAD_LINES, Slot,
-        TRACK_LINES, Tally, Workload,
+        Block, CellLine, Config, Counts, EVENTS_BYTES, HOOKS, Local, MAX_ADDRESSES, MAX_BLOCKS,
+        MAX_CELLS, MAX_LOCALS, MAX_PORTS, MAX_WORKLOADS, PENDING_LINES, Record, SOURCE_LINES,
+        SOURCE_LOAD_LINES, Slot, TRACK_LINES, Tally, Workload,
     },
     nh::Secret,
     way::{LINE, Line},
@@ -38,6 +38,10 @@ static WORKLOADS: Array<Workload> = Array::with_max_entries(MAX_WORKLOADS, 0);
 static TALLIES: PerCpuArray<Tally> = PerCpuArray::with_max_entries(MAX_WORKLOADS * HOOKS, 0);
 #[map]
 static INTERFACES: HashMap<u32, u32> = HashMap::with_max_entries(MAX_WORKLOADS * 2, 0);
+#[map]
+static CALLERS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_WORKLOADS, 0);
+#[map]
+static LOCALS: HashMap<Local, u32> = HashMap::with_max_entries(MAX_LOCALS, 0);
 #[map]
 static ADDRESSES: HashMap<Addr, u32> = HashMap::with_max_entries(MAX_ADDRESSES, 0);
 #[map]
@@ -167,6 +171,21 @@ pub fn block(index: u32) -> Option<&'static Block> {
 pub fn slot_of_interface(ifindex: u32) -> Option<u32> {
     // SAFETY: a `u32` is read in one load; a reused entry holds another valid slot.
     unsafe { INTERFACES.get(ifindex) }.copied()
+}
+
+/// The slot of the workload whose namespace has this cookie.
+#[inline(always)]
+pub fn slot_of_caller(cookie: u64) -> Option<u32> {
+    // SAFETY: as for `slot_of_interface`.
+    unsafe { CALLERS.get(cookie) }.copied()
+}
+
+/// Whether an address is the workload's own.
+#[inline(always)]
+pub fn is_local(slot: u32, address: Addr) -> bool {
+    let local = Local { address, slot: u64::from(slot) };
+    // SAFETY: what it holds is not read.
+    unsafe { LOCALS.get(local) }.is_some()
 }
 
 #[inline(always)]

@@ -372,6 +372,13 @@ impl<'a> Agent<'a> {
         row.and_then(|row| row.get(decision)).copied().unwrap_or_default()
     }
 
+    /// How often something that the workload opened was refused so: in `connect()` where that is
+    /// hooked, else at its SYN.
+    pub fn refused_calls(&self, workload: &str, decision: &str) -> u64 {
+        let hooks = ["tc egress", "connect egress"];
+        hooks.map(|hook| self.decisions(workload, hook, decision)).iter().sum()
+    }
+
     /// Where a workload's policy comes from, and what was refused lately.
     pub fn explain(&self, workload: &str) -> Explanation {
         self.get(&format!("/explain/{workload}"))

@@ -275,6 +275,7 @@ fn init(part: Part<'_>, modules: &[&str]) -> String {
          mount -t tmpfs tmp /tmp\n\
          mount -t tmpfs run /run\n\
          mount -t bpf bpf /sys/fs/bpf\n\
+         mount -t cgroup2 cgroup /sys/fs/cgroup\n\
          for module in {modules}; do insmod /lib/modules/$module.ko; done\n\
          ip link set lo up\n\
          export {INSIDE}=1 WEIR_BIN=/bin/weir WEIR_EBPF_OBJECT=/lib/weir-ebpf\n\

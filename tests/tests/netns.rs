@@ -50,6 +50,8 @@ mod appearing;
 mod audit;
 #[path = "netns/breakers.rs"]
 mod breakers;
+#[path = "netns/calls.rs"]
+mod calls;
 #[path = "netns/connections.rs"]
 mod connections;
 #[path = "netns/files.rs"]

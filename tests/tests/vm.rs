@@ -116,6 +116,30 @@ fn filters_outlive_the_agent_and_go_when_they_are_told_to() {
     });
 }
 
+/// This kernel has what the hooks in `connect()` need, and its verifier takes them.
+#[test]
+fn what_a_workload_opens_is_refused_in_connect() {
+    inside!(|| {
+        let lab = Lab::new().unwrap();
+        let node = lab.node("node").unwrap();
+        let (app, client) = (node.pod("app").unwrap(), node.client("client").unwrap());
+        let server = serve(&client, &[WEB]);
+        let file = Side::Pod.node_file(&app, &["outbound-connections.80: 3 per 1h"]);
+        let mut agent = Agent::start(&lab, node.namespace(), &file);
+        let connect = agent.workload("app").connect.unwrap();
+        assert!(connect.hooked, "{:?}", connect.detail);
+        for address in addresses(&client).into_iter().take(1) {
+            let at = SocketAddr::new(address, WEB);
+            assert_eq!(ask(app.namespace(), at, 10).codes(), "ok:3 refused:7");
+        }
+        assert_eq!(agent.decisions("app", "connect egress", "reset outbound_rate"), 7);
+        assert_eq!(agent.decisions("app", "tc egress", "reset outbound_rate"), 0);
+        assert_eq!(server.accepted(WEB), 3);
+        assert!(agent.terminate().success());
+        assert!(agent.uninstall().status.success());
+    });
+}
+
 /// Programs of this kernel cannot ask which namespace they run in: each pod has its own.
 #[test]
 fn pods_are_limited_from_inside() {

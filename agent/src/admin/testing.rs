@@ -28,9 +28,9 @@ use weir_common::{
 use super::{Bounds, Inspect, Peer, bind, serve_within};
 use crate::{
     app::view::{
-        AuditStatus, BreakerStatus, ExplainedLine, Explanation, History, HistoryEntry, LimitStatus,
-        Pause, Recent, RecentSecond, RecentWorkload, Refusal, Reloads, Seen, Stated, Status,
-        SuggestedLine, Suggestion, UplinkStatus, WorkloadStatus,
+        AuditStatus, BreakerStatus, ConnectStatus, ExplainedLine, Explanation, History,
+        HistoryEntry, LimitStatus, Pause, Recent, RecentSecond, RecentWorkload, Refusal, Reloads,
+        Seen, Stated, Status, SuggestedLine, Suggestion, UplinkStatus, WorkloadStatus,
     },
     telemetry::{self, LevelHandle, Levels},
 };
@@ -349,6 +349,7 @@ pub(crate) fn status() -> Status {
         detail: Some("programs of others run first and may decide first: cilium".to_owned()),
         attached: Some("tcx".to_owned()),
         before: vec!["cilium".to_owned()],
+        connect: Some(ConnectStatus { hooked: true, detail: None }),
         limits: [limit, beside, source]
             .into_iter()
             .chain(outbound)

@@ -69,12 +69,24 @@ pub struct WorkloadStatus {
     pub before: Vec<String>,
     /// Seconds until a pause ends.
     pub paused_seconds: Option<f64>,
+    /// Whether `connect()` of its processes is hooked; absent where no limit is about what it opens.
+    pub connect: Option<ConnectStatus>,
     /// Its limits.
     pub limits: Vec<LimitStatus>,
     /// How its tracked connections compare with its sockets; absent when none are tracked.
     pub audit: Option<AuditStatus>,
     /// Decisions: hook and direction (`tc ingress`), then `verdict reason`, then count.
     pub decisions: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// Whether `connect()` of a workload's processes is hooked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConnectStatus {
+    /// It fails at once where a limit would refuse its SYN; else a RST comes.
+    pub hooked: bool,
+    /// Why it is not.
+    pub detail: Option<String>,
 }
 
 /// How a workload's tracked connections compare with its sockets.

@@ -17,7 +17,9 @@ use super::{
     write_json,
 };
 use crate::{
-    app::view::{BreakerStatus, ExplainedLine, Explanation, LimitStatus, WorkloadStatus},
+    app::view::{
+        BreakerStatus, ConnectStatus, ExplainedLine, Explanation, LimitStatus, WorkloadStatus,
+    },
     metrics::{Kind, kind_of},
 };
 
@@ -111,6 +113,17 @@ fn head(text: &mut String, workload: &WorkloadStatus, look: &Look) -> fmt::Resul
     match &workload.attached {
         Some(kind) => writeln!(text, ", attached by {}", clean(kind))?,
         None => writeln!(text, ", nothing attached")?,
+    }
+    match &workload.connect {
+        Some(ConnectStatus { hooked: true, .. }) => {
+            writeln!(text, "its connect() fails at once where a limit refuses")?;
+        }
+        Some(ConnectStatus { detail, .. }) => {
+            let detail = detail.as_deref().unwrap_or_default();
+            let sentence = format!("its connect() is not hooked, RSTs refuse: {detail}");
+            writeln!(text, "{}", wrap(&clean(&sentence), WIDTH).join("\n"))?;
+        }
+        None => {}
     }
     if let Some(detail) = &workload.detail {
         writeln!(text, "{}", wrap(&clean(detail), WIDTH).join("\n"))?;

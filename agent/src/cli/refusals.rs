@@ -44,6 +44,10 @@ pub(super) fn connection(refusal: &Refusal) -> String {
         Err(_) => endpoint.to_owned(),
     };
     let (source, destination) = (&refusal.source, &refusal.destination);
+    if refusal.hook == "connect" {
+        // It had no packet, and perhaps no port yet.
+        return format!("connect -> {destination}");
+    }
     if source == NOBODY {
         // A change that no connection caused: time did.
         return "-".to_owned();

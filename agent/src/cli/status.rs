@@ -102,6 +102,7 @@ fn workloads(workloads: &[WorkloadStatus]) -> Table {
         ("WHERE", Side::Left),
         ("CONDITION", Side::Left),
         ("ATTACHED", Side::Left),
+        ("CONNECT", Side::Left),
         ("DETAIL", Side::Left),
     ]);
     for workload in workloads {
@@ -110,10 +111,16 @@ fn workloads(workloads: &[WorkloadStatus]) -> Table {
             workload.location.as_str().into(),
             condition(workload),
             workload.attached.as_deref().unwrap_or("-").into(),
+            match &workload.connect {
+                Some(connect) if connect.hooked => "hooked",
+                Some(_) => "by RST",
+                None => "-",
+            }
+            .into(),
             workload.detail.as_deref().unwrap_or_default().into(),
         ]);
     }
-    table.without_idle("DETAIL", "")
+    table.without_idle("DETAIL", "").without_idle("CONNECT", "-")
 }
 
 /// The condition of a workload, with what is left of a pause.

@@ -24,6 +24,7 @@ use serde::Serialize;
 use weir_common::addr::Addr;
 
 use super::{
+    connect,
     error::{AnyError, DatapathError},
     layouts::LINKS,
     maps::{self, Writers},
@@ -168,7 +169,10 @@ impl Links {
         fs::create_dir_all(&directory).map_err(failed)?;
         let mut inherited = BTreeSet::new();
         for entry in fs::read_dir(&directory).map_err(failed)? {
-            inherited.insert(entry.map_err(failed)?.file_name().to_string_lossy().into_owned());
+            let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+            if !connect::is_pin(&name) {
+                inherited.insert(name);
+            }
         }
         Ok(Self {
             directory,

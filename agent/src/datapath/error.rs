@@ -124,6 +124,17 @@ pub enum DatapathError {
         /// Why.
         source: io::Error,
     },
+    /// There is no cgroup to attach to.
+    #[error("the root of the cgroup v2 hierarchy is not mounted here")]
+    NoCgroup,
+    /// A program could not be attached to a cgroup.
+    #[error("cannot attach to the cgroup {}", path.display())]
+    Cgroup {
+        /// The cgroup's directory.
+        path: PathBuf,
+        /// Why.
+        source: AnyError,
+    },
     /// An attachment is wanted for a workload that has no slot.
     #[error("no tables were applied for this workload yet")]
     NoSlot,

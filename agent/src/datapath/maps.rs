@@ -15,7 +15,7 @@ use weir_common::{
     addr::Addr,
     handshake,
     layout::{
-        Block, CellLine, Config, Counts, HOOKS, Hook, MAX_BREAKERS, MAX_CELLS, MAX_LOADS,
+        Block, CellLine, Config, Counts, HOOKS, Hook, Local, MAX_BREAKERS, MAX_CELLS, MAX_LOADS,
         PENDING_LINES, Record, SOURCE_LINES, Slot, TRACK_LINES, Tally, Workload,
     },
     nh::Secret,
@@ -29,7 +29,7 @@ use super::error::DatapathError;
 use crate::clock::Clock;
 
 /// All pinned maps.
-pub(super) const NAMES: [&str; 16] = [
+pub(super) const NAMES: [&str; 18] = [
     "CONFIG",
     "CELLS",
     "RECORDS",
@@ -37,6 +37,8 @@ pub(super) const NAMES: [&str; 16] = [
     "WORKLOADS",
     "TALLIES",
     "INTERFACES",
+    "CALLERS",
+    "LOCALS",
     "ADDRESSES",
     "PORTS",
     "BLOCKS",
@@ -126,6 +128,8 @@ pub(super) struct Writers {
     pub(super) blocks: Array<MapData, Block>,
     pub(super) ports: HashMap<MapData, u32, u32>,
     pub(super) interfaces: HashMap<MapData, u32, u32>,
+    pub(super) callers: HashMap<MapData, u64, u32>,
+    pub(super) locals: HashMap<MapData, Local, u32>,
     pub(super) addresses: HashMap<MapData, Addr, u32>,
     counts: PerCpuArray<MapData, Counts>,
     tallies: PerCpuArray<MapData, Tally>,
@@ -139,6 +143,8 @@ impl Writers {
             blocks: array(directory, "BLOCKS")?,
             ports: hash(directory, "PORTS")?,
             interfaces: hash(directory, "INTERFACES")?,
+            callers: hash(directory, "CALLERS")?,
+            locals: hash(directory, "LOCALS")?,
             addresses: hash(directory, "ADDRESSES")?,
             counts: per_cpu(directory, "COUNTS")?,
             tallies: per_cpu(directory, "TALLIES")?,

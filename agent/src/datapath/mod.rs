@@ -7,6 +7,7 @@
 
 mod attach;
 mod cells;
+mod connect;
 mod error;
 mod events;
 mod layouts;
@@ -25,12 +26,13 @@ use std::{
 use weir_common::layout::LAYOUT;
 
 use self::{
-    attach::Links, cells::Cells, layouts::Others, maps::Writers, object::Programs,
+    attach::Links, cells::Cells, connect::Hooks, layouts::Others, maps::Writers, object::Programs,
     publish::Publisher,
 };
 pub use self::{
     attach::{Attached, Attachment, Side, Target, UplinkMode},
     cells::{CellView, LoadView},
+    connect::Caller,
     error::DatapathError,
     events::Events,
     maps::{CellCounts, Maps, TallyView},
@@ -55,6 +57,7 @@ pub struct Datapath {
     cells: Cells,
     publisher: Publisher,
     links: Links,
+    hooks: Hooks,
     clock: Clock,
     /// Holding it is what makes this process the owner.
     _lock: File,
@@ -84,7 +87,19 @@ impl Datapath {
         Tracks::open(&directory, &maps, clock)?
             .vacate(|slot| publisher.workload_in(slot).is_none());
         let links = Links::adopt(&directory)?;
-        Ok(Self { directory, maps, writers, programs, cells, publisher, links, clock, _lock: lock })
+        let hooks = Hooks::new(&directory);
+        Ok(Self {
+            directory,
+            maps,
+            writers,
+            programs,
+            cells,
+            publisher,
+            links,
+            hooks,
+            clock,
+            _lock: lock,
+        })
     }
 
     /// Proves that the kernel takes this version's programs, while another agent owns the pins. It
@@ -107,6 +122,16 @@ impl Datapath {
     ) -> BTreeMap<Attachment, Result<Attached, DatapathError>> {
         let Self { links, programs, writers, publisher, .. } = self;
         links.reconcile(wanted, programs, writers, |identity| publisher.slot(identity))
+    }
+
+    /// Makes `connect()` fail at once for exactly these, where a limit of theirs would refuse it. An
+    /// error is about all of them; then what they open is refused by RST, as is what others open.
+    pub fn hook(
+        &mut self,
+        callers: &[Caller],
+    ) -> Result<BTreeMap<Identity, Result<(), DatapathError>>, DatapathError> {
+        let Self { hooks, programs, writers, publisher, .. } = self;
+        hooks.reconcile(callers, programs, writers, |identity| publisher.slot(identity))
     }
 
     /// Gives back what nothing refers to any more, marks the agent as alive and clears old ways.

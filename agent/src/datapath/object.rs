@@ -11,7 +11,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    programs::{ProgramError, SchedClassifier, Xdp},
+    programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp},
 };
 use aya_log::EbpfLogger;
 use tracing::warn;
@@ -58,30 +58,32 @@ impl Programs {
         variant: Variant,
         name: &'static str,
     ) -> Result<&mut SchedClassifier, DatapathError> {
-        let refused = |source| DatapathError::Program { name, source: Box::new(source) };
-        let program: &mut SchedClassifier = self
-            .object(variant)?
-            .program_mut(name)
-            .ok_or_else(|| refused(ProgramError::NotLoaded))?
-            .try_into()
-            .map_err(refused)?;
-        if program.fd().is_err() {
-            program.load().map_err(refused)?;
-        }
-        Ok(program)
+        self.program(variant, name)
     }
 
     /// The XDP program, loaded.
     pub(super) fn uplink(&mut self) -> Result<&mut Xdp, DatapathError> {
-        let name = "weir_uplink";
+        self.program(PLAIN, "weir_uplink")
+    }
+
+    /// A program for `connect()`, loaded.
+    pub(super) fn connect(
+        &mut self,
+        name: &'static str,
+    ) -> Result<&mut CgroupSockAddr, DatapathError> {
+        self.program(PLAIN, name)
+    }
+
+    fn program<P: Load>(
+        &mut self,
+        variant: Variant,
+        name: &'static str,
+    ) -> Result<&mut P, DatapathError> {
         let refused = |source| DatapathError::Program { name, source: Box::new(source) };
-        let program: &mut Xdp = self
-            .object(PLAIN)?
-            .program_mut(name)
-            .ok_or_else(|| refused(ProgramError::NotLoaded))?
-            .try_into()
-            .map_err(refused)?;
-        if program.fd().is_err() {
+        let program = self.object(variant)?.program_mut(name);
+        let program = program.ok_or_else(|| refused(ProgramError::NotLoaded))?;
+        let program = P::of(program).map_err(refused)?;
+        if !program.is_loaded() {
             program.load().map_err(refused)?;
         }
         Ok(program)
@@ -113,6 +115,33 @@ impl Programs {
         }
     }
 }
+
+/// What aya's kinds of programs have in common, and no trait of its own for.
+trait Load: Sized {
+    fn of(program: &mut Program) -> Result<&mut Self, ProgramError>;
+    fn is_loaded(&self) -> bool;
+    fn load(&mut self) -> Result<(), ProgramError>;
+}
+
+macro_rules! load {
+    ($($kind:ty),*) => {$(
+        impl Load for $kind {
+            fn of(program: &mut Program) -> Result<&mut Self, ProgramError> {
+                program.try_into()
+            }
+
+            fn is_loaded(&self) -> bool {
+                self.fd().is_ok()
+            }
+
+            fn load(&mut self) -> Result<(), ProgramError> {
+                self.load()
+            }
+        }
+    )*};
+}
+
+load!(CgroupSockAddr, SchedClassifier, Xdp);
 
 fn load(directory: &Path, variant: Variant, log_level: u8) -> Result<Ebpf, DatapathError> {
     let slot = variant.slot.unwrap_or(0);

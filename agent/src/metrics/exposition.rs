@@ -117,6 +117,13 @@ impl Exposition {
             "Programs of others that see a workload's packets before Weir does.",
             workloads.iter().map(|workload| (named(workload), workload.before.len() as u64)),
         )?;
+        page.gauges(
+            "weir_connect_hooked",
+            "1 if connect() of a workload's processes fails at once where a limit would refuse it.",
+            workloads.iter().filter_map(|workload| {
+                Some((named(workload), u64::from(workload.connect.as_ref()?.hooked)))
+            }),
+        )?;
         let paused = workloads
             .iter()
             .map(|workload| (named(workload), workload.paused_seconds.unwrap_or_default()));

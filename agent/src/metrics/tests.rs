@@ -222,9 +222,9 @@ fn each_reason_is_counted_once_and_what_is_no_decision_apart() {
     }
     let faults = families["weir_faults"].samples.len();
     let decisions = families["weir_decisions"].samples.len();
-    assert_eq!((faults, decisions), (4 * 3, (Reason::ALL.len() - 9) * 3));
-    // At all three places together.
-    let lost = 3.0 * (100.0 + f64::from(Reason::EventLost as u8));
+    assert_eq!((faults, decisions), (4 * 4, (Reason::ALL.len() - 9) * 4));
+    // At all four places together.
+    let lost = 4.0 * (100.0 + f64::from(Reason::EventLost as u8));
     assert_eq!(value(&families, "weir_events_lost_total", &[("workload", "web")]), lost);
     assert_eq!(value(&families, "weir_events_lost_total", &[("workload", "mysql")]), 0.0);
 }

@@ -15,5 +15,5 @@ pub use self::{
     cgroup_events::CgroupEvents,
     interfaces::{Interface, node_addresses},
     pods::{PodNetwork, PodNetworks},
-    resolve::{Missing, resolve, resolve_uplink},
+    resolve::{Missing, Resolved, resolve, resolve_uplink},
 };

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     compile::Identity,
     config::{Attach, Location, Netns, PodLocation, Uplink, Workload, XdpMode},
-    datapath::{Attachment, Side, Target, UplinkMode},
+    datapath::{Attachment, Caller, Side, Target, UplinkMode},
 };
 
 /// Why a workload's packets cannot be seen.
@@ -67,6 +67,29 @@ pub enum Missing {
     },
 }
 
+/// Why the calls of a workload's processes cannot be told from those of others.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoCaller {
+    /// It has no namespace of its own.
+    #[error("its processes are not known: it is an interface of the agent's own namespace")]
+    Shared,
+    /// There are ways out where it is not judged.
+    #[error("{interface} leads out of its network namespace, too: calls may go that way")]
+    OtherWay {
+        /// The other interface.
+        interface: String,
+    },
+}
+
+/// Where a workload is seen.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// Where its packets are.
+    pub attachments: Vec<Attachment>,
+    /// Whose calls of `connect()` are its own.
+    pub caller: Result<Caller, NoCaller>,
+}
+
 /// Finds where to attach for a workload: for a pod at all its interfaces, else at one. `host` lists
 /// the interfaces of the agent's namespace.
 pub fn resolve(
@@ -74,21 +97,21 @@ pub fn resolve(
     identity: Identity,
     host: &[Interface],
     pods: &mut PodNetworks,
-) -> Result<Vec<Attachment>, Missing> {
-    let found = match &workload.location {
+) -> Result<Resolved, Missing> {
+    let (found, caller) = match &workload.location {
         Location::Host { interface } => {
             let found = host.iter().find(|link| link.name == *interface);
             let interface = found.cloned().ok_or_else(|| Missing::Interface {
                 interface: interface.clone(),
                 place: "on this host".to_owned(),
             })?;
-            vec![Found { interface, side: Side::Own, netns: None }]
+            (vec![Found { interface, side: Side::Own, netns: None }], Err(NoCaller::Shared))
         }
         Location::Namespace { netns, interface, attach } => {
-            vec![in_namespace(netns, interface, *attach, host)?]
+            in_namespace(netns, interface, *attach, identity, host)?
         }
         Location::Pod(PodLocation::Node) => return Err(Missing::NodeNetwork),
-        Location::Pod(PodLocation::Cgroup(uid)) => of_pod(uid, host, pods)?,
+        Location::Pod(PodLocation::Cgroup(uid)) => of_pod(uid, identity, host, pods)?,
     };
     let attachment = |Found { interface, side, netns }| {
         let addresses = if workload.addresses.is_empty() {
@@ -103,7 +126,7 @@ pub fn resolve(
             target: Target::Workload { workload: identity, side, netns, addresses },
         }
     };
-    Ok(found.into_iter().map(attachment).collect())
+    Ok(Resolved { attachments: found.into_iter().map(attachment).collect(), caller })
 }
 
 /// An interface to attach to, with the addresses that the workload has there.
@@ -117,8 +140,9 @@ fn in_namespace(
     netns: &Netns,
     interface: &str,
     attach: Attach,
+    workload: Identity,
     host: &[Interface],
-) -> Result<Found, Missing> {
+) -> Result<(Vec<Found>, Result<Caller, NoCaller>), Missing> {
     let name = netns.to_string();
     let open = NetNs::open(&netns.path().to_string_lossy())
         .map_err(|source| Missing::Namespace { netns: name.clone(), source })?;
@@ -128,11 +152,18 @@ fn in_namespace(
         .iter()
         .find(|link| link.name == interface)
         .ok_or_else(|| Missing::Interface { interface: interface.to_owned(), place })?;
-    side_of(found, attach, host, &open)
-        .ok_or_else(|| Missing::NoHostEnd { interface: interface.to_owned(), netns: name })
+    let caller = caller_in(&open, workload, std::slice::from_ref(found), &inside);
+    let found = side_of(found, attach, host, &open)
+        .ok_or_else(|| Missing::NoHostEnd { interface: interface.to_owned(), netns: name })?;
+    Ok((vec![found], caller))
 }
 
-fn of_pod(uid: &str, host: &[Interface], pods: &mut PodNetworks) -> Result<Vec<Found>, Missing> {
+fn of_pod(
+    uid: &str,
+    workload: Identity,
+    host: &[Interface],
+    pods: &mut PodNetworks,
+) -> Result<(Vec<Found>, Result<Caller, NoCaller>), Missing> {
     let network = pods.get_mut(uid).map_err(|problem| match problem {
         Some(problem) => Missing::Hidden { problem },
         None => Missing::NoProcess,
@@ -143,19 +174,38 @@ fn of_pod(uid: &str, host: &[Interface], pods: &mut PodNetworks) -> Result<Vec<F
     let known = network.interfaces.take().filter(|known| known.iter().all(is_there));
     let inside = match known {
         Some(known) => known,
-        None => {
-            let mut inside = list_inside(&network.netns, "in the pod")?;
-            inside.retain(|link| link.carries);
-            inside
-        }
+        None => list_inside(&network.netns, "in the pod")?,
     };
-    if inside.is_empty() {
+    let carrying: Vec<Interface> = inside.iter().filter(|link| link.carries).cloned().collect();
+    if carrying.is_empty() {
         return Err(Missing::NoInterface);
     }
+    let caller = caller_in(&network.netns, workload, &carrying, &inside);
     let found = |link| side_of(link, Attach::Auto, host, &network.netns);
-    let found = inside.iter().filter_map(found).collect();
+    let found = carrying.iter().filter_map(found).collect();
     network.interfaces = Some(inside);
-    Ok(found)
+    Ok((found, caller))
+}
+
+/// What calls from a namespace are the workload's: all, if it is judged at every way out.
+fn caller_in(
+    netns: &NetNs,
+    workload: Identity,
+    judged: &[Interface],
+    inside: &[Interface],
+) -> Result<Caller, NoCaller> {
+    if netns.is_own() {
+        return Err(NoCaller::Shared);
+    }
+    let is_judged = |link: &Interface| judged.iter().any(|judged| judged.index == link.index);
+    match inside.iter().find(|link| link.carries && !is_judged(link)) {
+        Some(other) => Err(NoCaller::OtherWay { interface: other.name.clone() }),
+        None => Ok(Caller {
+            workload,
+            namespace: netns.cookie(),
+            addresses: inside.iter().flat_map(|link| link.addresses.iter().copied()).collect(),
+        }),
+    }
 }
 
 fn list_inside(netns: &NetNs, place: &str) -> Result<Vec<Interface>, Missing> {

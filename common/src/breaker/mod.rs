@@ -286,19 +286,20 @@ pub fn admit<L: Line>(line: &L, params: &Params, now_ns: u64) -> (Admission, Edg
     ask(&Direct { line, params }, now_ns)
 }
 
-/// Whether [`admit`] would refuse, and change nothing. Writes nothing.
+/// What [`admit`] would say if it would refuse, and change nothing. Writes nothing.
 ///
 /// What would change something must be left to it: if nobody asked any more, no time-out would be
 /// noticed.
 #[inline(always)]
-pub fn peek<L: Line>(line: &L, params: &Params, now_ns: u64) -> bool {
+pub fn peek<L: Line>(line: &L, params: &Params, now_ns: u64) -> Option<Admission> {
     let state = State::read(line.word(STATE).load());
     match state.phase {
-        Phase::Closed => false,
-        Phase::Open => state.remaining(params, now_ns) > 0,
+        Phase::Open if state.remaining(params, now_ns) > 0 => Some(Admission::Open),
+        Phase::Closed | Phase::Open => None,
         Phase::HalfOpen => {
             let (probes, timed_out) = state.probes.at(Clock::new(params, now_ns));
-            timed_out == 0 && probes.all() >= params.permits()
+            let none_left = timed_out == 0 && probes.all() >= params.permits();
+            if none_left { Some(Admission::Probing) } else { None }
         }
     }
 }

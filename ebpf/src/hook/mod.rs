@@ -1,5 +1,6 @@
-//! What parsing needs of a packet, and the only place that knows TC from XDP.
+//! What parsing needs of a packet, and the only place that knows TC from XDP from `connect()`.
 
+mod call;
 mod tc;
 mod xdp;
 
@@ -8,6 +9,7 @@ use core::arch::asm;
 use crate::parse::ipv6::Chain;
 
 pub use self::{
+    call::Call,
     tc::{NEXT, SHOT, Tc, TcHook},
     xdp::Uplink,
 };

@@ -9,6 +9,7 @@ mod source;
 
 use weir_common::{
     addr::Addr,
+    breaker::Admission,
     gcra::{self, Params, Step, Taken},
     layout::{Direction, MAX_RULES, RULE_SHADOW, Rule, RuleKind, Workload},
     load::{self as loads, Bounds, Change, Opened},
@@ -441,6 +442,13 @@ pub extern "C" fn weir_peek(block: u32, rule: u32, high: u64, low: u64, now_ns: 
             }
         });
     }
+    if rule.kind == RuleKind::Breaker as u8 {
+        return match breaker::peek(rule, now_ns) {
+            None => 0,
+            Some(Admission::Probing) => 1 | OTHERWISE,
+            Some(_) => 1,
+        };
+    }
     let denied = if rule.kind == RuleKind::Source as u8 {
         source::place(rule, peer)
             .and_then(|(index, tag)| Some((maps::source_line(index)?, tag)))
@@ -453,8 +461,6 @@ pub extern "C" fn weir_peek(block: u32, rule: u32, high: u64, low: u64, now_ns: 
             maps::source_load_line(index)
                 .is_some_and(|line| loads::refuses_in(&line, place, now_ns, rule.cost))
         })
-    } else if rule.kind == RuleKind::Breaker as u8 {
-        breaker::peek(rule, now_ns)
     } else {
         maps::cell(rule.cell)
             .is_some_and(|cell| gcra::would_deny(cell.load(), gcra::q8(now_ns), &params(rule)))

@@ -191,7 +191,7 @@ fn what_a_workload_opens_is_broken_off_for_one_upstream_alone(lab: &Lab, side: S
     let to = |host: &Host, port| SocketAddr::new(host.ipv4().into(), port);
     assert_eq!(ask(app.namespace(), to(&one, 3306), 20).codes(), "refused:20");
     assert_eq!(resets_of(one.namespace()), 2);
-    assert_eq!(agent.decisions("app", "tc egress", "reset breaker_open"), 18);
+    assert_eq!(agent.refused_calls("app", "reset breaker_open"), 18);
     assert_eq!(changes(&agent, "app", "tc egress"), [1, 0, 0, 0]);
     assert_eq!(ask(app.namespace(), to(&two, 3306), 20).codes(), "ok:20");
     assert_eq!(ask(app.namespace(), to(&one, 80), 20).codes(), "ok:20");
@@ -545,7 +545,7 @@ fn a_limit_at_the_other_end_counts_as_its_failure() {
     let only = connect(client.namespace(), to);
     assert_eq!(ask(app.namespace(), to, 10).codes(), "refused:10");
     assert_eq!(agent.decisions("db", "tc ingress", "reset max_connections"), 2);
-    assert_eq!(agent.decisions("app", "tc egress", "reset breaker_open"), 8);
+    assert_eq!(agent.refused_calls("app", "reset breaker_open"), 8);
     assert_eq!(changes(&agent, "app", "tc egress"), [1, 0, 0, 0]);
     drop(only);
 }

@@ -120,7 +120,7 @@ fn ten_connections_a_minute_get_out_to_one_network(lab: &Lab, side: Side) {
     let families = families.len() as u64;
     assert_eq!(at_vm.accepted(MYSQL), 10 * families);
     assert_eq!(at_other.accepted(MYSQL), 15 * families);
-    let reset = agent.decisions("app", "tc egress", "reset outbound_rate");
+    let reset = agent.refused_calls("app", "reset outbound_rate");
     assert_eq!(reset, 20 * families);
 }
 

@@ -18,7 +18,7 @@ fn uninstall_leaves_nothing() {
     // What an uplink's program sends back arrives on a veth whose other end has a program, too.
     let pass = Foreign::xdp_pass("pass").unwrap();
     let _link = pass.attach_xdp(client.namespace(), client.interface()).unwrap();
-    let policy = ["policy: { connections.80: 1 per 60s }"];
+    let policy = ["policy: { connections.80: 1 per 60s, outbound-connections.81: 1 per 60s }"];
     let edge =
         format!("  - {{ name: edge, interface: {}, {} }}\n", other.node_interface(), policy[0]);
     let entries = [Side::Host.entry(&web, &policy), Side::Pod.entry(&db, &policy), edge];
@@ -46,8 +46,8 @@ fn uninstall_leaves_nothing() {
         objects.extend([Object::Link(pinned.link), Object::Program(pinned.program)]);
         links += 1;
     }
-    // Two for each workload and one for the uplink.
-    assert_eq!(links, 7);
+    // Two for each workload and for `connect()`, and one for the uplink.
+    assert_eq!(links, 9);
     assert!(maps > 10, "{maps} maps");
     assert!(objects.iter().all(|object| exists(*object)));
 

@@ -177,6 +177,10 @@ impl Engine {
             attached: attached.map(|attached| attached.kind.to_owned()),
             before: attached.map(|attached| attached.before.clone()).unwrap_or_default(),
             paused_seconds: paused_ns.map(seconds),
+            connect: known.hooked.as_ref().map(|hooked| view::ConnectStatus {
+                hooked: hooked.is_ok(),
+                detail: hooked.as_ref().err().cloned(),
+            }),
             limits: self.limits(known),
             audit: self.auditor.status(known.identity, self.clock.monotonic_ns()),
             decisions: self.decisions(known),

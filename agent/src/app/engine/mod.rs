@@ -32,10 +32,10 @@ use crate::{
     clock::Clock,
     compile::{Change, Compiled, Identity, LineRef, NodeFacts, Overflow, Tables, compile, diff},
     config::{self, Evaluated, Location, NodeFile, PodLocation, Report, evaluate_all, read},
-    datapath::{Attached, Attachment, Datapath, DatapathError, Target},
+    datapath::{Attached, Attachment, Caller, Datapath, DatapathError, Target},
     policy::{Effective, LastGood, Origin, Period, Problem},
     quota, rls,
-    workload::{self, Interface, interfaces},
+    workload::{self, Interface, Resolved, interfaces},
 };
 
 /// Refusals that are kept for each workload.
@@ -91,8 +91,19 @@ struct Known {
     problems: Vec<Problem>,
     remarks: Vec<String>,
     attached: Result<Attached, String>,
+    /// Whether `connect()` of its processes is hooked, or why not; `None` where no limit is about
+    /// what it opens.
+    hooked: Option<Result<(), String>>,
     /// The interface that its packets are seen at, and its addresses.
     seen_at: Option<(u32, Vec<IpAddr>)>,
+}
+
+impl Known {
+    /// Whether some limit is about what it opens.
+    fn limits_calls(&self) -> bool {
+        let mut lines = self.effective.lines.iter();
+        lines.any(|line| !line.slot.kind.is_inbound())
+    }
 }
 
 impl Engine {
@@ -257,9 +268,9 @@ impl Engine {
                 known.location == workload.location && known.addresses == workload.addresses
             };
             moved |= !known.as_ref().is_some_and(stayed);
-            let (attached, seen_at) = match known {
-                Some(known) => (known.attached, known.seen_at),
-                None => (Err("not attached yet".to_owned()), None),
+            let (attached, hooked, seen_at) = match known {
+                Some(known) => (known.attached, known.hooked, known.seen_at),
+                None => (Err("not attached yet".to_owned()), None, None),
             };
             let too_many = overflows.iter().filter(|overflow| overflow.workload == key);
             problems.extend(
@@ -267,7 +278,7 @@ impl Engine {
                     Problem::error(workload.place.clone(), overflow.to_string(), "")
                 }),
             );
-            self.workloads.push(Known {
+            let known = Known {
                 name: workload.name.clone(),
                 identity: Identity::workload(&key),
                 key,
@@ -277,8 +288,12 @@ impl Engine {
                 problems,
                 remarks: workload.remarks.clone(),
                 attached,
+                hooked,
                 seen_at,
-            });
+            };
+            // Calls are hooked where they are attached.
+            moved |= known.hooked.is_some() != known.limits_calls();
+            self.workloads.push(known);
         }
         self.last_good_changed |= self.last_good != last_good;
         self.last_good = last_good;
@@ -301,24 +316,81 @@ impl Engine {
             return;
         }
         let mut wanted = Vec::new();
+        let (mut callers, mut unhooked) = (Vec::new(), BTreeMap::new());
         let mut missing = BTreeMap::new();
         let pods = self.pods.workloads();
         for workload in self.file.workloads.iter().chain(pods.iter().map(Arc::as_ref)) {
             let identity = Identity::workload(&workload.identity);
             match workload::resolve(workload, identity, &host, &mut self.pods.networks) {
-                Ok(attachments) => wanted.extend(attachments),
+                Ok(Resolved { attachments, caller }) => {
+                    wanted.extend(attachments);
+                    match caller {
+                        Ok(caller) => callers.push(caller),
+                        Err(problem) => _ = unhooked.insert(identity, problem.to_string()),
+                    }
+                }
                 Err(problem) => _ = missing.insert(identity, explain_error(&problem)),
             }
         }
         let uplinks = self.wanted_uplinks(&host, &mut wanted);
         let results = self.datapath.attach(&wanted);
         self.note_attached(&results, &mut missing);
+        // What nothing judges must not be judged by a call either.
+        callers.retain(|caller| self.calls_are_limited(caller.workload));
+        self.hook(&callers, unhooked);
         self.uplinks = uplinks
             .into_iter()
             .map(|(interface, found)| uplink_status(interface, found, &results))
             .collect();
         self.decided = true;
         self.note_states();
+    }
+
+    /// Whether its connections are judged, and some limit is about those that it opens.
+    fn calls_are_limited(&self, workload: Identity) -> bool {
+        let mut known = self.workloads.iter();
+        known.any(|known| {
+            known.identity == workload && known.attached.is_ok() && known.limits_calls()
+        })
+    }
+
+    /// Hooks `connect()` of these, and notes of all whether it is, and why not.
+    fn hook(&mut self, callers: &[Caller], mut unhooked: BTreeMap<Identity, String>) {
+        let mut hooked = BTreeSet::new();
+        match self.datapath.hook(callers) {
+            Ok(results) => {
+                for (workload, result) in results {
+                    match result {
+                        Ok(()) => _ = hooked.insert(workload),
+                        Err(problem) => _ = unhooked.insert(workload, explain_error(&problem)),
+                    }
+                }
+            }
+            Err(problem) => {
+                let problem = explain_error(&problem);
+                unhooked.extend(callers.iter().map(|caller| (caller.workload, problem.clone())));
+            }
+        }
+        for known in &mut self.workloads {
+            let now = known.limits_calls().then(|| {
+                if hooked.contains(&known.identity) {
+                    return Ok(());
+                }
+                let reason = unhooked.remove(&known.identity);
+                Err(reason.unwrap_or_else(|| "nothing is attached".to_owned()))
+            });
+            if now == known.hooked {
+                continue;
+            }
+            match &now {
+                Some(Err(reason)) => {
+                    info!(workload = known.name, reason, "connect() is not hooked: RSTs refuse");
+                }
+                Some(Ok(())) => info!(workload = known.name, "connect() is hooked"),
+                None => info!(workload = known.name, "connect() is not limited"),
+            }
+            known.hooked = now;
+        }
     }
 
     /// Takes what holds into the history.
