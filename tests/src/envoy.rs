@@ -11,7 +11,7 @@ use std::{
     fs::{self, File},
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
 };
@@ -75,16 +75,21 @@ pub struct Envoy<'a> {
 impl<'a> Envoy<'a> {
     /// Starts one that listens on a port of its namespace and passes on to `upstream`.
     pub fn start(
-        program: &PathBuf,
+        program: &Path,
         lab: &Lab,
         namespace: &'a Namespace,
         (protocol, port): (Protocol, u16),
         upstream: SocketAddr,
         rule: Rule,
     ) -> Self {
-        let at = |end| lab.directory().join(format!("envoy-{}.{end}", namespace.name()));
-        let (config, log) = (at("json"), at("log"));
         let text = configuration(protocol, port, upstream, rule).to_string();
+        Self::launch(program, lab, namespace, &text)
+    }
+
+    /// Starts one with this configuration, JSON or YAML.
+    pub fn launch(program: &Path, lab: &Lab, namespace: &'a Namespace, text: &str) -> Self {
+        let at = |end| lab.directory().join(format!("envoy-{}.{end}", namespace.name()));
+        let (config, log) = (at("yaml"), at("log"));
         fs::write(&config, text).expect("write Envoy's configuration");
         let output = File::create(&log).expect("make Envoy's log");
         let mut command = Command::new(program);
@@ -105,11 +110,23 @@ impl<'a> Envoy<'a> {
 
     /// A number of the cluster that it passes on to.
     pub fn stat(&self, name: &str) -> u64 {
-        let name = format!("cluster.{CLUSTER}.{name}");
+        self.number(&format!("cluster.{CLUSTER}.{name}"))
+    }
+
+    /// A number, by its whole name.
+    pub fn number(&self, name: &str) -> u64 {
+        self.find(name).unwrap_or_else(|| panic!("Envoy does not know {name}"))
+    }
+
+    /// A number that Envoy makes when it counts for the first time.
+    pub fn count(&self, name: &str) -> u64 {
+        self.find(&format!("cluster.{CLUSTER}.{name}")).unwrap_or_default()
+    }
+
+    fn find(&self, name: &str) -> Option<u64> {
         let answer = self.ask(&format!("/stats?filter=^{name}$")).expect("ask Envoy");
         let line = answer.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
-        let value = line.and_then(|value| value.trim().parse().ok());
-        value.unwrap_or_else(|| panic!("Envoy does not know {name}: {answer}"))
+        line.and_then(|value| value.trim().parse().ok())
     }
 
     fn ask(&self, path: &str) -> io::Result<String> {

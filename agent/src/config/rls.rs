@@ -30,6 +30,7 @@ const KEYS: &[&str] = &[
     "keep-alive-timeout",
     "max-connection-age",
     "max-connection-age-grace",
+    "drain-delay",
 ];
 
 const LATER: &[&str] = &["tls", "xds", "statsd"];
@@ -106,6 +107,7 @@ fn bounds(reader: &mut Reader<'_, '_, '_>) -> Bounds {
         max_age: reader.value("max-connection-age", duration, || standard.max_age),
         max_age_grace: reader
             .value("max-connection-age-grace", duration, || standard.max_age_grace),
+        drain_delay: reader.value("drain-delay", duration, || standard.drain_delay),
         drain: standard.drain,
     }
 }

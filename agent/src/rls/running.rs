@@ -6,7 +6,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 use tracing::{error, info};
 
@@ -98,6 +98,8 @@ impl Running {
     /// Tells clients to go elsewhere, lets what they asked be answered, and ends.
     pub async fn stop(mut self) {
         self.state.set_draining();
+        self.server.health().set(false).await;
+        sleep(self.state.settings().bounds.drain_delay).await;
         let _ = self.drain.send(true);
         self.server.stop().await;
         while self.tasks.join_next().await.is_some() {}

@@ -126,7 +126,6 @@ impl Server {
 
     /// Tells clients to go elsewhere, lets what they asked be answered, and ends.
     pub async fn stop(mut self) {
-        self.health.set(false).await;
         if let Some(unix) = &mut self.unix {
             unix.hide();
         }

@@ -148,7 +148,10 @@ pub struct Bounds {
     pub max_age: Duration,
     /// How long what was begun may take from then on.
     pub max_age_grace: Duration,
-    /// How long connections may take to end when the agent does.
+    /// How long the agent goes on answering after it was told to end: health checks fail meanwhile,
+    /// so that clients go elsewhere by themselves.
+    pub drain_delay: Duration,
+    /// How long connections may take to end after that.
     pub drain: Duration,
 }
 
@@ -162,6 +165,7 @@ impl Default for Bounds {
             keep_alive_timeout: Duration::from_secs(20),
             max_age: Duration::from_secs(24 * 3600),
             max_age_grace: Duration::from_secs(3600),
+            drain_delay: Duration::from_secs(2),
             drain: Duration::from_secs(5),
         }
     }

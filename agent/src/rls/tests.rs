@@ -76,7 +76,8 @@ impl Folder {
 
     fn settings(&self) -> Settings {
         let listen = vec!["127.0.0.1:0".parse().unwrap()];
-        Settings { listen, quotas: vec![self.0.join("quotas")], ..Settings::default() }
+        let bounds = Bounds { drain_delay: Duration::from_millis(1), ..Bounds::default() };
+        Settings { listen, quotas: vec![self.0.join("quotas")], bounds, ..Settings::default() }
     }
 
     fn on_socket(&self) -> Settings {

@@ -1,0 +1,214 @@
+//! Agents that only answer rate limit requests, and Envoys that ask them, configured by the files
+//! that `deploy/envoy` offers: what is documented is what is run.
+#![allow(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "a test that cannot go on fails, and says where"
+)]
+
+use std::{
+    fs::{self, File},
+    io,
+    net::{IpAddr, SocketAddr, TcpStream},
+    path::PathBuf,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use nix::sys::signal::Signal;
+use weir::lab::{Lab, Namespace, Process};
+
+use crate::agent::{PATIENCE, binary, eventually};
+
+/// The proxy of HTTP with a limit for all of them together.
+pub const HTTP: &str = include_str!("../../deploy/envoy/http.yaml");
+/// The proxy of HTTP with limits of its own.
+pub const HTTP_LOCAL: &str = include_str!("../../deploy/envoy/http-local.yaml");
+/// The proxy of TCP.
+pub const TCP: &str = include_str!("../../deploy/envoy/tcp.yaml");
+/// The quota files.
+pub const QUOTAS: [(&str, &str); 2] = [
+    ("productpage.yaml", include_str!("../../deploy/envoy/quotas/productpage.yaml")),
+    ("local.yaml", include_str!("../../deploy/envoy/quotas/local.yaml")),
+];
+
+/// Where proxies listen.
+pub const PROXY: u16 = 8000;
+/// Where the upstream listens.
+pub const UPSTREAM: u16 = 9080;
+
+/// One of the files with the addresses of a lab.
+pub fn configuration(text: &str, upstream: IpAddr, agents: [IpAddr; 2]) -> String {
+    let place = |address: IpAddr, port| format!("{{ address: {address}, port_value: {port} }}");
+    let local = |last, port| place(IpAddr::from([127, 0, 0, last]), port);
+    let mut text = text.to_owned();
+    for (from, to) in [
+        (local(1, UPSTREAM), place(upstream, UPSTREAM)),
+        (local(1, 8081), place(agents[0], 8081)),
+        (local(2, 8081), place(agents[1], 8081)),
+    ] {
+        assert!(text.contains(&from), "the file has no {from}");
+        text = text.replace(&from, &to);
+    }
+    text
+}
+
+/// An agent without a data plane. Killed on drop.
+#[derive(Debug)]
+pub struct Answerer<'a> {
+    namespace: &'a Namespace,
+    folder: PathBuf,
+    process: Option<Process>,
+}
+
+impl<'a> Answerer<'a> {
+    /// Starts one with the files of `deploy/envoy`, and waits until it answers. Those of one lab
+    /// have different names.
+    pub fn start(lab: &Lab, namespace: &'a Namespace, name: &str) -> Self {
+        let folder = lab.directory().join(name);
+        fs::create_dir_all(folder.join("quotas")).expect("make a folder for quotas");
+        let mut answerer = Self { namespace, folder, process: None };
+        for (name, text) in QUOTAS {
+            answerer.write(name, text);
+        }
+        let quotas = answerer.folder.join("quotas");
+        let node_file = format!(
+            "rls:\n  listen: 0.0.0.0:8081\n  http: 0.0.0.0:8080\n  quotas: {}\n",
+            quotas.display()
+        );
+        fs::write(answerer.folder.join("node.yaml"), node_file).expect("write a node file");
+        answerer.launch();
+        answerer
+    }
+
+    /// Starts it again, and waits until it answers.
+    pub fn launch(&mut self) {
+        let log = File::options().create(true).append(true).open(self.folder.join("log"));
+        let log = log.expect("open the agent's log");
+        let mut command = Command::new(binary());
+        command
+            .args(["agent", "--no-datapath", "--node-file"])
+            .arg(self.folder.join("node.yaml"))
+            .arg("--socket")
+            .arg(self.socket())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("share the agent's log"))
+            .stderr(log);
+        self.process = Some(self.namespace.spawn(command).expect("start the agent"));
+        eventually(
+            "the agent answers",
+            || self.ask("/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")),
+            |ready| *ready,
+        );
+    }
+
+    /// Writes a quota file in one step.
+    pub fn write(&self, name: &str, text: &str) {
+        let partial = self.folder.join("partial");
+        fs::write(&partial, text).expect("write a quota file");
+        fs::rename(partial, self.folder.join("quotas").join(name)).expect("replace a quota file");
+    }
+
+    /// Ends it as `kill -9` does.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub fn terminate(&mut self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        let mut process = self.process.take().expect("the agent runs");
+        process.signal(signal).expect("signal the agent");
+        let ended = process.wait(PATIENCE).expect("wait for the agent");
+        assert!(ended.is_some(), "the agent survives {signal}");
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.join("weir.sock")
+    }
+
+    fn ask(&self, path: &str) -> io::Result<String> {
+        exchange(std::os::unix::net::UnixStream::connect(self.socket())?, path)
+    }
+
+    /// The sum of a metric over the series that have all of these texts among their labels.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let page = self.ask("/metrics").expect("ask the agent");
+        let lines = page.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let rest = series.strip_prefix(name)?;
+            let is = rest.is_empty() || rest.starts_with('{');
+            let has = labels.iter().all(|label| rest.contains(label));
+            (is && has).then(|| value.parse::<f64>().expect("a number"))
+        });
+        let values: Vec<_> = lines.collect();
+        assert!(!values.is_empty(), "no {name} {labels:?} in {page}");
+        values.iter().sum()
+    }
+}
+
+impl Drop for Answerer<'_> {
+    fn drop(&mut self) {
+        drop(self.process.take());
+        if thread::panicking() {
+            let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+            eprintln!("the log of {}:\n{log}", self.folder.display());
+        }
+    }
+}
+
+fn exchange(mut stream: impl io::Read + io::Write, path: &str) -> io::Result<String> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// What a client is answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The status.
+    pub code: u16,
+    /// All of it.
+    pub text: String,
+}
+
+impl Answer {
+    /// A header's value.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+}
+
+/// Asks a proxy for a path.
+pub fn get(from: &Namespace, to: SocketAddr, path: &str) -> Answer {
+    let ask = || {
+        let stream = TcpStream::connect(to)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        exchange(stream, path)
+    };
+    let text = from.run(ask).expect("enter the namespace").expect("ask the proxy");
+    let code = text.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+    Answer { code, text }
+}
+
+/// The statuses of so many requests, one after the other.
+pub fn codes(from: &Namespace, to: SocketAddr, path: &str, count: usize) -> Vec<u16> {
+    (0..count).map(|_| get(from, to, path).code).collect()
+}
+
+/// Waits until a minute of the clock has so many seconds left: windows are the clock's.
+pub fn with_seconds_left(seconds: u64) {
+    let left = || {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+        60 - now.as_secs() % 60
+    };
+    while left() < seconds {
+        thread::sleep(Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,318 @@
+//! Envoy asks Weir: the real Envoy with the files of `deploy/envoy`, against the agent as people run
+//! it, in namespaces of their own. Counted at the clients, at Envoy, at the agent and at the upstream.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "helpers of tests may panic as tests do"
+)]
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use weir::lab::{Host, Lab, Node};
+use weir_tests::{
+    agent::{PATIENCE, eventually, lab_or_skip},
+    envoy::{Envoy, program_or_skip},
+    http::Web,
+    rls::{
+        Answerer, HTTP, HTTP_LOCAL, PROXY, TCP, UPSTREAM, codes, configuration, get,
+        with_seconds_left,
+    },
+};
+
+/// A lab and Envoy; ends the test, counted as skipped, where one cannot be.
+macro_rules! lab {
+    () => {{
+        fn here() {}
+        let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
+        match (lab_or_skip(test), program_or_skip(test)) {
+            (Some(lab), Some(program)) => (lab, program),
+            _ => return,
+        }
+    }};
+}
+
+/// A node with an agent, a proxy and what it stands for, and another node's agent.
+struct Site {
+    node: Node,
+    elsewhere: Host,
+    proxies: [Host; 2],
+    web: Host,
+    client: Host,
+}
+
+impl Site {
+    fn new(lab: &Lab) -> Self {
+        let node = lab.node("node").unwrap();
+        let proxies = [node.pod("proxy-1").unwrap(), node.pod("proxy-2").unwrap()];
+        let (web, client) = (node.pod("web").unwrap(), node.client("client").unwrap());
+        let elsewhere = node.client("elsewhere").unwrap();
+        Self { node, elsewhere, proxies, web, client }
+    }
+
+    fn agent(&self, lab: &Lab) -> Answerer<'_> {
+        Answerer::start(lab, self.node.namespace(), "agent")
+    }
+
+    fn envoy(&self, lab: &Lab, program: &Path, which: usize, text: &str) -> Envoy<'_> {
+        let agents: [IpAddr; 2] = [self.node.ipv4().into(), self.elsewhere.ipv4().into()];
+        let text = configuration(text, self.web.ipv4().into(), agents);
+        let envoy = Envoy::launch(program, lab, self.proxies[which].namespace(), &text);
+        let healthy = || envoy.number("cluster.rate_limit_cluster.membership_healthy");
+        eventually("Envoy knows its agent", healthy, |healthy| *healthy > 0);
+        envoy
+    }
+
+    fn proxy(&self, which: usize) -> SocketAddr {
+        SocketAddr::new(self.proxies[which].ipv4().into(), PROXY)
+    }
+
+    fn codes(&self, which: usize, path: &str, count: usize) -> Vec<u16> {
+        codes(self.client.namespace(), self.proxy(which), path, count)
+    }
+
+    fn code(&self, path: &str) -> u16 {
+        get(self.client.namespace(), self.proxy(0), path).code
+    }
+}
+
+/// So many admitted, then so many refused.
+fn then(admitted: usize, refused: usize) -> Vec<u16> {
+    [vec![200; admitted], vec![429; refused]].concat()
+}
+
+/// A3, A6: a limit for one path and one for each other, in the ConfigMap's file; answers, headers
+/// and numbers on all sides.
+#[test]
+fn a3_paths_are_limited_by_the_file_and_everybody_counts_the_same() {
+    let (lab, program) = lab!();
+    let site = Site::new(&lab);
+    let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
+    let agent = site.agent(&lab);
+    let envoy = site.envoy(&lab, &program, 0, HTTP);
+    with_seconds_left(25);
+    let (from, proxy) = (site.client.namespace(), site.proxy(0));
+
+    let first = get(from, proxy, "/productpage");
+    assert_eq!(first.code, 200, "{first:?}");
+    assert_eq!(first.header("x-ratelimit-limit"), Some("1, 1;w=60"), "{first:?}");
+    assert_eq!(first.header("x-ratelimit-remaining"), Some("0"), "{first:?}");
+    let reset: u64 = first.header("x-ratelimit-reset").unwrap().parse().unwrap();
+    assert!((1..=60).contains(&reset), "{first:?}");
+    let second = get(from, proxy, "/productpage");
+    assert_eq!(second.code, 429, "{second:?}");
+    assert_eq!(second.header("x-envoy-ratelimited"), Some("true"), "{second:?}");
+    // Every other path by itself.
+    assert_eq!(site.codes(0, "/a", 102), then(100, 2));
+    assert_eq!(site.codes(0, "/b", 3), then(3, 0));
+
+    assert_eq!(web.requests(), 104);
+    let envoys =
+        ["ok", "over_limit", "error"].map(|name| envoy.count(&format!("ratelimit.{name}")));
+    assert_eq!(envoys, [104, 3, 0]);
+    let hits = |statistic: &str, key: &str| {
+        let name = format!("ratelimit_service_rate_limit_{statistic}");
+        agent.metric(&name, &[&format!("key1=\"{key}\"")])
+    };
+    assert_eq!((hits("total_hits", "PATH"), hits("over_limit", "PATH")), (105.0, 2.0));
+    assert_eq!(hits("total_hits", "PATH_/productpage"), 2.0);
+    assert_eq!(agent.metric("weir_rls_requests_total", &["outcome=\"over_limit\""]), 3.0);
+    assert_eq!(agent.metric("ratelimit_service_response_time_seconds_count", &[]), 107.0);
+
+    // Envoy comes again and finds what was counted.
+    drop(envoy);
+    let _envoy = site.envoy(&lab, &program, 0, HTTP);
+    assert_eq!(site.codes(0, "/productpage", 2), then(0, 2));
+}
+
+/// The agent is gone: the filter's own word decides. It comes back, and so do answers.
+#[test]
+fn a_missing_agent_is_failure_mode_deny_both_ways() {
+    let (lab, program) = lab!();
+    let site = Site::new(&lab);
+    let _web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
+    let mut agent = site.agent(&lab);
+    // A failed health check would be asked again in its own time only.
+    let deny = HTTP.replace("interval: 1s", "interval: 0.1s");
+    let allow = deny.replace("failure_mode_deny: true", "failure_mode_deny: false");
+    let denying = site.envoy(&lab, &program, 0, &deny);
+    let allowing = site.envoy(&lab, &program, 1, &allow);
+    assert_eq!((site.codes(0, "/c", 1), site.codes(1, "/c", 1)), (vec![200], vec![200]));
+
+    agent.kill();
+    assert_eq!(site.codes(0, "/c", 3), [500; 3]);
+    assert_eq!(site.codes(1, "/c", 3), [200; 3]);
+    assert_eq!(denying.count("ratelimit.error"), 3);
+    assert_eq!(allowing.count("ratelimit.failure_mode_allowed"), 3);
+
+    agent.launch();
+    eventually("Envoy finds the agent again", || site.code("/d"), |code| *code == 200);
+    let error = denying.count("ratelimit.error");
+    assert_eq!(site.codes(0, "/d", 3), [200; 3]);
+    assert_eq!(denying.count("ratelimit.error"), error);
+}
+
+/// Priority 0 is the node's agent, priority 1 any other.
+#[test]
+fn another_agent_answers_while_the_local_one_is_stopped() {
+    let (lab, program) = lab!();
+    let site = Site::new(&lab);
+    let _web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
+    let mut local = site.agent(&lab);
+    let other = Answerer::start(&lab, site.elsewhere.namespace(), "other");
+    let envoy = site.envoy(&lab, &program, 0, &HTTP.replace("interval: 1s", "interval: 0.1s"));
+    let answered = |by: &Answerer<'_>| by.metric("ratelimit_service_total_requests", &[]);
+    eventually(
+        "Envoy knows both",
+        || envoy.number("cluster.rate_limit_cluster.membership_healthy"),
+        |healthy| *healthy == 2,
+    );
+    assert_eq!(site.codes(0, "/e", 5), [200; 5]);
+    assert_eq!((answered(&local), answered(&other)), (5.0, 0.0));
+
+    local.terminate();
+    assert_eq!(site.codes(0, "/e", 5), [200; 5], "asked politely, it sends nobody away empty");
+    assert_eq!(answered(&other), 5.0);
+    assert_eq!(envoy.count("ratelimit.error"), 0);
+
+    local.launch();
+    eventually(
+        "Envoy comes back to its own agent",
+        || (site.code("/e"), answered(&local)),
+        |(_, answered)| *answered > 0.0,
+    );
+    assert_eq!(envoy.count("ratelimit.error"), 0);
+}
+
+/// A1: each proxy has ten tokens of its own, and gets one every six seconds.
+#[test]
+fn a1_each_proxy_has_a_bucket_of_its_own() {
+    let (lab, program) = lab!();
+    let site = Site::new(&lab);
+    let _web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
+    let _agent = site.agent(&lab);
+    let _envoys = [0, 1].map(|which| site.envoy(&lab, &program, which, HTTP_LOCAL));
+    let from = site.client.namespace();
+    for which in [0, 1] {
+        let began = Instant::now();
+        let told = site.codes(which, "/", 20);
+        let admitted = told.iter().filter(|code| **code == 200).count();
+        // On a slow machine the bucket fills meanwhile.
+        let filled = began.elapsed().as_secs() as usize / 6;
+        assert!((10..=10 + filled).contains(&admitted), "{admitted}, filled {filled}: {told:?}");
+        let refused = get(from, site.proxy(which), "/");
+        if refused.code == 429 {
+            assert_eq!(refused.header("x-local-rate-limit"), Some("true"), "{refused:?}");
+        }
+    }
+    // Not in steps of a minute: the next token comes after six seconds.
+    let began = Instant::now();
+    eventually("the bucket fills", || site.code("/"), |code| *code == 200);
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+}
+
+/// A2: a path with a bucket of its own, and a smaller one for all else.
+#[test]
+fn a2_a_path_has_a_larger_bucket_than_all_else() {
+    let (lab, program) = lab!();
+    let site = Site::new(&lab);
+    let _web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
+    let _agent = site.agent(&lab);
+    // The path is asked about first; where it has no limit, `all` holds for everything but it.
+    let text = HTTP_LOCAL.replace(
+        "- generic_key: { descriptor_value: all }",
+        "- request_headers: { header_name: \":path\", descriptor_key: PATH }\n              \
+         - actions:\n                - header_value_match:\n                    \
+         descriptor_key: generic_key\n                    descriptor_value: all\n                    \
+         expect_match: false\n                    headers:\n                    - name: \":path\"\n                      \
+         string_match: { exact: /productpage }",
+    );
+    assert_ne!(text, HTTP_LOCAL);
+    let _envoy = site.envoy(&lab, &program, 0, &text);
+    for (path, tokens, seconds_each) in [("/productpage", 100, 0.6), ("/other", 10, 6.0)] {
+        let began = Instant::now();
+        let told = site.codes(0, path, tokens + 20);
+        let admitted = told.iter().filter(|code| **code == 200).count();
+        let filled = (began.elapsed().as_secs_f64() / seconds_each) as usize;
+        assert!((tokens..=tokens + filled).contains(&admitted), "{path}: {admitted}, {filled}");
+        assert!(told.contains(&429), "{path}");
+    }
+}
+
+/// A4, A5: one call a minute out of the mesh, for each proxy.
+#[test]
+fn a4_calls_out_have_one_token() {
+    let (lab, program) = lab!();
+    let site = Site::new(&lab);
+    let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
+    let _agent = site.agent(&lab);
+    let text = HTTP_LOCAL.replace("descriptor_value: all", "descriptor_value: outside");
+    let _envoys = [0, 1].map(|which| site.envoy(&lab, &program, which, &text));
+    for which in [0, 1] {
+        assert_eq!(site.codes(which, "/", 3), then(1, 2));
+    }
+    assert_eq!(web.requests(), 2);
+}
+
+/// B2: the network filter asks for each connection. What it writes as `limit` is not sent.
+#[test]
+fn b2_connections_are_limited_by_the_file() {
+    let (lab, program) = lab!();
+    let site = Site::new(&lab);
+    let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
+    let agent = site.agent(&lab);
+    let envoy = site.envoy(&lab, &program, 0, TCP);
+    with_seconds_left(15);
+    let connect = || {
+        let mut stream = TcpStream::connect(site.proxy(0)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        // Refused, it may be closed before or after this.
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n");
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer.starts_with("HTTP/1.1 200")
+    };
+    let told: Vec<bool> =
+        site.client.namespace().run(|| (0..15).map(|_| connect()).collect()).unwrap();
+    assert_eq!(told, [vec![true; 10], vec![false; 5]].concat());
+    assert_eq!(web.requests(), 10);
+    let envoys = ["total", "ok", "over_limit", "cx_closed", "error"]
+        .map(|name| envoy.number(&format!("ratelimit.tcp-global-ratelimit.{name}")));
+    assert_eq!(envoys, [15, 10, 5, 5, 0]);
+    let hits = |statistic: &str| {
+        let name = format!("ratelimit_service_rate_limit_{statistic}");
+        agent.metric(&name, &["key1=\"authenticated_false\""])
+    };
+    assert_eq!((hits("total_hits"), hits("over_limit")), (15.0, 5.0));
+}
+
+/// A ConfigMap's change is seen, keeps counts, and a broken one changes nothing.
+#[test]
+fn a_changed_file_holds_at_once_and_keeps_counts() {
+    let (lab, program) = lab!();
+    let site = Site::new(&lab);
+    let _web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
+    let agent = site.agent(&lab);
+    let _envoy = site.envoy(&lab, &program, 0, HTTP);
+    with_seconds_left(25);
+    assert_eq!(site.codes(0, "/productpage", 2), then(1, 1));
+    let file = weir_tests::rls::QUOTAS[0].1;
+    let loaded = || agent.metric("ratelimit_service_config_load_success", &[]);
+    let before = loaded();
+    agent.write(
+        "productpage.yaml",
+        &file.replace("requests_per_unit: 1\n", "requests_per_unit: 4\n"),
+    );
+    eventually("the file is read", loaded, |loaded| *loaded > before);
+    // Two were counted, the refused one among them.
+    assert_eq!(site.codes(0, "/productpage", 3), then(2, 1));
+    agent.write("productpage.yaml", "domain: productpage-ratelimit\nlimits: []\n");
+    let problems = || agent.metric("weir_rls_config_problems", &[]);
+    eventually("the file is refused", problems, |problems| *problems > 0.0);
+    assert_eq!(site.codes(0, "/productpage", 1), then(0, 1));
+    assert_eq!(site.codes(0, "/f", 1), then(1, 0));
+}
