@@ -94,6 +94,7 @@ pub fn eventually<T: fmt::Debug>(
 pub struct Agent<'a> {
     namespace: &'a Namespace,
     binary: PathBuf,
+    prefix: Vec<String>,
     node_file: PathBuf,
     pins: PathBuf,
     socket: PathBuf,
@@ -110,6 +111,7 @@ impl<'a> Agent<'a> {
         let agent = Self {
             namespace,
             binary: binary(),
+            prefix: Vec::new(),
             node_file: at("node.yaml"),
             pins: lab.pins(),
             socket: at("weir.sock"),
@@ -165,8 +167,16 @@ impl<'a> Agent<'a> {
         self.process = Some(self.namespace.spawn(command).expect("start the agent"));
     }
 
+    /// Starts it behind a program (`setpriv ...`) from the next start on.
+    pub fn behind(&mut self, prefix: Vec<String>) {
+        self.prefix = prefix;
+    }
+
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
+        let program = self.binary.as_os_str();
+        let mut words = self.prefix.iter().map(AsRef::as_ref).chain([program]);
+        let mut command = Command::new(words.next().expect("a program"));
+        command.args(words);
         command.arg("agent").arg("--pin-dir").arg(&self.pins);
         command
     }

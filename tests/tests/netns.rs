@@ -68,6 +68,8 @@ mod peers;
 mod refusals;
 #[path = "netns/reloads.rs"]
 mod reloads;
+#[path = "netns/rights.rs"]
+mod rights;
 #[path = "netns/shadow.rs"]
 mod shadow;
 #[path = "netns/uninstall.rs"]
