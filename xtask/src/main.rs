@@ -15,7 +15,9 @@ mod files;
 mod glibc;
 mod host;
 mod install;
+mod kube_tools;
 mod licence;
+mod manifests;
 mod measure;
 mod packages;
 mod say;
@@ -25,6 +27,7 @@ mod start;
 mod suite;
 mod summary;
 mod vm;
+mod wheel;
 mod workspace;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -92,6 +95,8 @@ enum Task {
     },
     /// Build a tarball and a Debian package into dist/
     Dist,
+    /// Render the chart into the kustomizations
+    Manifests,
     /// Build, then install weir as a service of this host
     Install {
         #[command(flatten)]
@@ -141,6 +146,10 @@ fn run(Cli { consent, task }: Cli) -> Result<bool> {
                 Ok(program) => say::step("setup", format!("Envoy: {}", program.display())),
                 Err(error) => say::step("setup", format!("no Envoy: {error:#}")),
             }
+            match kube_tools::prepare(consent) {
+                Ok(tools) => say::step("setup", format!("helm: {}", tools.helm.display())),
+                Err(error) => say::step("setup", format!("no helm: {error:#}")),
+            }
         }
         Task::Build { ebpf } => {
             want(&[], false)?;
@@ -169,6 +178,7 @@ fn run(Cli { consent, task }: Cli) -> Result<bool> {
             build::ebpf(workspace)?;
             dist::dist(workspace)?;
         }
+        Task::Manifests => manifests::render(workspace, &kube_tools::prepare(consent)?)?,
         Task::Install { place, no_build } => {
             if !no_build {
                 want(&[], false)?;

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    envoy, host, say,
+    envoy, host, kube_tools, say,
     setup::Consent,
     summary::{Counts, Runner, Total, skips},
     vm,
@@ -47,6 +47,9 @@ pub(crate) fn run(workspace: &Workspace, consent: Consent, selection: &Selection
     if packages.is_empty() || packages.contains(&vm::SUITE) {
         environment.extend(vm::environment(workspace, consent, selection.no_vm));
         environment.push(envoy::environment(consent));
+    }
+    if packages.is_empty() || packages.contains(&kube_tools::SUITE) {
+        environment.extend(kube_tools::environment(consent));
     }
 
     let nextest = read(workspace.cargo().args(["nextest", "--version"])).is_ok();

@@ -1,0 +1,116 @@
+//! The chart is the truth: what was rendered of it is current, and its schema tells good values from
+//! bad ones.
+
+use std::fs;
+
+use crate::files::{documents, rendered, run, tool};
+
+#[test]
+fn the_kustomizations_say_what_the_chart_says() {
+    let helm = needs!(tool("WEIR_HELM"));
+    for path in rendered() {
+        let text = fs::read_to_string(&path).unwrap();
+        let (first, rest) = text.split_once('\n').unwrap();
+        let words = first.strip_prefix("# helm ").expect("a command in the first line");
+        let (good, fresh, error) = run(&helm, &words.split(' ').collect::<Vec<_>>());
+        assert!(good, "{}: {error}", path.display());
+        assert!(rest == fresh, "{} is stale: run `cargo xtask manifests`", path.display());
+    }
+}
+
+#[test]
+fn kustomize_builds_every_kustomization_and_one_on_top() {
+    let kubectl = needs!(tool("WEIR_KUBECTL"));
+    for folder in ["base", "uninstall"] {
+        let (good, built, error) =
+            run(&kubectl, &["kustomize", &format!("deploy/kustomize/{folder}")]);
+        assert!(good, "{folder}: {error}");
+        assert!(built.contains("kind: DaemonSet"), "{folder}");
+    }
+    // As the comment in the base tells users to do.
+    let overlay =
+        crate::files::root().join(format!("deploy/kustomize/test-{}", std::process::id()));
+    fs::create_dir(&overlay).unwrap();
+    fs::write(
+        overlay.join("kustomization.yaml"),
+        "resources: [../base]\ncomponents: [../monitoring]\n\
+         images: [{ name: weir, newName: registry.example/weir, newTag: 1.2.3 }]\n\
+         patches: [{ path: node-file.yaml }]\n",
+    )
+    .unwrap();
+    fs::write(
+        overlay.join("node-file.yaml"),
+        "apiVersion: v1\nkind: ConfigMap\n\
+         metadata: { name: weir-node-file, namespace: weir-system }\n\
+         data: { node.yaml: \"mode: enforce\" }\n",
+    )
+    .unwrap();
+    let (good, built, error) = run(&kubectl, &["kustomize", &overlay.display().to_string()]);
+    fs::remove_dir_all(&overlay).unwrap();
+    assert!(good, "{error}");
+    let documents = documents(&built);
+    let find = |kind: &str| documents.iter().find(|document| document["kind"] == kind).unwrap();
+    assert_eq!(find("ConfigMap")["data"]["node.yaml"], "mode: enforce");
+    let pod = &find("DaemonSet")["spec"]["template"]["spec"];
+    assert_eq!(pod["containers"][0]["image"], "registry.example/weir:1.2.3");
+    assert!(documents.iter().any(|document| document["kind"] == "PodMonitor"));
+}
+
+/// Values, and what helm says of them: nothing, or these words.
+const VALUES: &[(&str, Option<&str>)] = &[
+    ("mode=shadow", None),
+    ("mode=enforce", None),
+    ("mode=off", Some("/mode")),
+    ("mod=enforce", Some("mod")),
+    ("nodeFile=exempt: [10.0.0.0/8]", None),
+    ("nodeFile=mode: enforce", Some("/nodeFile")),
+    ("rls.enabled=true", None),
+    ("rls.port=0", Some("/rls/port")),
+    ("rls.quotaFiles.shop\\.yaml=domain: shop", None),
+    ("rls.quotaFiles.shop=domain: shop", Some("propertyName 'shop'")),
+    ("image.repository=registry.example/weir", None),
+    ("image.repository=", Some("/image/repository")),
+    ("image.tag=a b", Some("/image/tag")),
+    ("image.digest=sha256:12", Some("/image/digest")),
+    ("image.pullPolicy=Sometimes", Some("/image/pullPolicy")),
+    ("log.level=info\\,weir::datapath=debug", None),
+    ("log.level=loud", Some("/log/level")),
+    ("log.format=xml", Some("/log/format")),
+    ("metrics.listen=0.0.0.0:9000", None),
+    ("metrics.listen=9000", Some("/metrics/listen")),
+    ("podMonitor.enabled=maybe", Some("/podMonitor/enabled")),
+    ("podMonitor.interval=30", Some("/podMonitor/interval")),
+    ("resources.limits.memory=1Gi", None),
+    ("resources.limits.memory=much", Some("/resources/limits/memory")),
+    ("uninstall=true", None),
+    ("uninstall=yes", Some("/uninstall")),
+];
+
+#[test]
+fn the_schema_takes_good_values_and_refuses_bad_ones_by_name() {
+    let helm = needs!(tool("WEIR_HELM"));
+    for (value, refusal) in VALUES {
+        let (good, rendered, error) =
+            run(&helm, &["template", "weir", "deploy/helm/weir", "--set", value]);
+        match refusal {
+            None => {
+                assert!(good, "{value}: {error}");
+                documents(&rendered);
+            }
+            Some(word) => {
+                assert!(!good, "{value} is accepted");
+                assert!(error.contains(word), "{value}: expected {word} in: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn lint_finds_nothing() {
+    let helm = needs!(tool("WEIR_HELM"));
+    for more in ["podMonitor.enabled=true,prometheusRule.enabled=true", "uninstall=true"] {
+        let (good, said, error) =
+            run(&helm, &["lint", "deploy/helm/weir", "--strict", "--set", more]);
+        assert!(good, "{more}: {said}{error}");
+    }
+}
