@@ -32,3 +32,5 @@ mod files;
 mod manifests;
 #[path = "deploy/queries.rs"]
 mod queries;
+#[path = "deploy/unit.rs"]
+mod unit;
