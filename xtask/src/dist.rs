@@ -46,7 +46,7 @@ pub(crate) fn dist(workspace: &Workspace) -> Result<()> {
 
 /// Builds weir for release elsewhere: without this machine's paths in it, and static if the
 /// target for that is installed. In a target folder of its own, because the flags differ.
-fn build(workspace: &Workspace) -> Result<PathBuf> {
+pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     let sysroot = read(Command::new("rustc").args(["--print", "sysroot"]))?;
     let musl = format!("{}-unknown-linux-musl", env::consts::ARCH);
     let is_static = Path::new(sysroot.trim()).join("lib/rustlib").join(&musl).is_dir();

@@ -14,6 +14,7 @@ mod envoy;
 mod files;
 mod glibc;
 mod host;
+mod image;
 mod install;
 mod kube_tools;
 mod licence;
@@ -95,6 +96,12 @@ enum Task {
     },
     /// Build a tarball and a Debian package into dist/
     Dist,
+    /// Build a container image into dist/
+    Image {
+        /// Put this program into it, instead of building one
+        #[arg(long)]
+        weir: Option<PathBuf>,
+    },
     /// Render the chart into the kustomizations
     Manifests,
     /// Build, then install weir as a service of this host
@@ -177,6 +184,17 @@ fn run(Cli { consent, task }: Cli) -> Result<bool> {
             want(&[], false)?;
             build::ebpf(workspace)?;
             dist::dist(workspace)?;
+        }
+        Task::Image { weir } => {
+            let weir = match weir {
+                Some(weir) => weir,
+                None => {
+                    want(&[], false)?;
+                    build::ebpf(workspace)?;
+                    dist::build(workspace)?
+                }
+            };
+            image::image(workspace, &weir)?;
         }
         Task::Manifests => manifests::render(workspace, &kube_tools::prepare(consent)?)?,
         Task::Install { place, no_build } => {
