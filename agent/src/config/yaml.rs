@@ -3,8 +3,8 @@
 //! The tree is made from the parser's events rather than by a derived deserializer, because the
 //! file has to be read as far as it can be: a deserializer stops at the first error, and takes
 //! `off` for a number or a truth value before anybody can say what was meant. Here every scalar
-//! is its text. Anchors, aliases, tags and several documents are refused: one file says one thing
-//! in one place.
+//! is its text. Tags and several documents are refused, and so are anchors and aliases, except where a
+//! format that is not ours has them: one file says one thing in one place.
 
 use std::collections::HashMap;
 
@@ -104,9 +104,22 @@ pub(crate) struct Tree {
 /// the stack.
 const DEEPEST: usize = 48;
 
+/// With aliases, a short text may stand for a tree of any size.
+const MOST_ALIASED: usize = 100_000;
+
 /// Reads a text.
 pub(crate) fn read(source: &str) -> Result<Tree, Broken> {
-    let mut builder = Builder { source, ..Builder::default() };
+    build(Builder { source, ..Builder::default() })
+}
+
+/// Reads a text in which anchors, aliases and merge keys (`<<`) are understood. An aliased value keeps
+/// the place where it was written.
+pub(crate) fn read_with_aliases(source: &str) -> Result<Tree, Broken> {
+    build(Builder { source, aliases: Some(Aliases::default()), ..Builder::default() })
+}
+
+fn build(mut builder: Builder<'_>) -> Result<Tree, Broken> {
+    let source = builder.source;
     for event in Parser::new_from_str(source) {
         let (event, span) = event.map_err(|error| Broken {
             at: At::of(*error.marker()),
@@ -130,18 +143,34 @@ struct Builder<'a> {
     open: Vec<Open>,
     root: Option<Node>,
     duplicates: Vec<Duplicate>,
+    aliases: Option<Aliases>,
+}
+
+/// Values that have a name.
+#[derive(Default)]
+struct Aliases {
+    by_anchor: HashMap<usize, Node>,
+    /// Nodes that aliases have brought in so far.
+    brought: usize,
 }
 
 /// A collection whose end has not come yet.
 enum Open {
-    Sequence(At, Vec<Node>),
+    Sequence {
+        at: At,
+        anchor: usize,
+        items: Vec<Node>,
+    },
     Mapping {
         at: At,
+        anchor: usize,
         pairs: Vec<(Key, Node)>,
         /// Where each key stands first: files may have many.
         first: HashMap<String, At>,
         /// The key whose value has not come yet.
         key: Option<Key>,
+        /// Mappings whose pairs count where the mapping says nothing itself.
+        merged: Vec<Node>,
     },
 }
 
@@ -153,11 +182,12 @@ impl Builder<'_> {
             return broken("a tag (`!…`) stands here", "plain values without tags");
         }
         match event {
+            Event::Alias(anchor) if self.aliases.is_some() => self.alias(*anchor, at),
             Event::Alias(_) => broken("an alias (`*…`) stands here", "the value itself"),
             Event::Scalar(_, _, anchor, _)
             | Event::SequenceStart(_, anchor, _)
             | Event::MappingStart(_, anchor, _)
-                if *anchor > 0 =>
+                if *anchor > 0 && self.aliases.is_none() =>
             {
                 broken("an anchor (`&…`) stands here", "the value alone: aliases are not read")
             }
@@ -168,18 +198,22 @@ impl Builder<'_> {
                 }
                 Ok(())
             }
-            Event::Scalar(text, style, _, _) => self.scalar(text, *style, span),
-            Event::SequenceStart(..) => self.open(Open::Sequence(at, Vec::new()), at),
-            Event::MappingStart(..) => {
-                let (pairs, first) = (Vec::new(), HashMap::new());
-                self.open(Open::Mapping { at, pairs, first, key: None }, at)
+            Event::Scalar(text, style, anchor, _) => self.scalar(text, *style, *anchor, span),
+            Event::SequenceStart(_, anchor, _) => {
+                self.open(Open::Sequence { at, anchor: *anchor, items: Vec::new() }, at)
+            }
+            Event::MappingStart(_, anchor, _) => {
+                let (pairs, first, merged) = (Vec::new(), HashMap::new(), Vec::new());
+                let anchor = *anchor;
+                self.open(Open::Mapping { at, anchor, pairs, first, key: None, merged }, at)
             }
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
-                Some(Open::Sequence(at, items)) => {
-                    self.value(Node { at, value: Value::Sequence(items) })
+                Some(Open::Sequence { at, anchor, items }) => {
+                    self.named(anchor, Node { at, value: Value::Sequence(items) })
                 }
-                Some(Open::Mapping { at, pairs, .. }) => {
-                    self.value(Node { at, value: Value::Mapping(pairs) })
+                Some(Open::Mapping { at, anchor, mut pairs, merged, .. }) => {
+                    merged.into_iter().for_each(|node| merge(&mut pairs, node));
+                    self.named(anchor, Node { at, value: Value::Mapping(pairs) })
                 }
                 None => Ok(()),
             },
@@ -199,7 +233,13 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn scalar(&mut self, text: &str, style: ScalarStyle, span: &Span) -> Result<(), Broken> {
+    fn scalar(
+        &mut self,
+        text: &str,
+        style: ScalarStyle,
+        anchor: usize,
+        span: &Span,
+    ) -> Result<(), Broken> {
         let mut at = At::of(span.start);
         let written = span.slice(self.source).unwrap_or_default();
         let inner = match style {
@@ -223,17 +263,52 @@ impl Builder<'_> {
                 plain: style == ScalarStyle::Plain,
             })
         };
-        self.value(Node { at, value })
+        self.named(anchor, Node { at, value })
+    }
+
+    /// A value that was written, perhaps with an anchor.
+    fn named(&mut self, anchor: usize, node: Node) -> Result<(), Broken> {
+        if let Some(aliases) = self.aliases.as_mut().filter(|_| anchor > 0) {
+            aliases.by_anchor.insert(anchor, node.clone());
+        }
+        self.value(node)
+    }
+
+    fn alias(&mut self, anchor: usize, at: At) -> Result<(), Broken> {
+        let broken = |what: &str, expected| Err(Broken { at, what: what.to_owned(), expected });
+        if let Some(Open::Mapping { key: None, .. }) = self.open.last() {
+            return broken("an alias stands where a key should", "a key, which is a text");
+        }
+        let Some(aliases) = &mut self.aliases else { return Ok(()) };
+        // A value is not known before its end: it cannot contain itself.
+        let Some(node) = aliases.by_anchor.get(&anchor) else {
+            return broken("this alias stands inside its own anchor", "a value that is complete");
+        };
+        let (size, depth) = extent(node);
+        aliases.brought += size;
+        if aliases.brought > MOST_ALIASED {
+            return broken("aliases make this file too large", "at most 100000 aliased values");
+        }
+        if self.open.len() + depth > DEEPEST {
+            return broken("this is nested too deeply", "at most 48 levels");
+        }
+        let node = node.clone();
+        self.value(node)
     }
 
     fn value(&mut self, node: Node) -> Result<(), Broken> {
         match self.open.last_mut() {
             None => self.root = Some(node),
-            Some(Open::Sequence(_, items)) => items.push(node),
-            Some(Open::Mapping { pairs, first, key, .. }) => {
+            Some(Open::Sequence { items, .. }) => items.push(node),
+            Some(Open::Mapping { pairs, first, key, merged, .. }) => {
                 // A value without a key cannot come: the first node of a pair became the key.
                 let Some(key) = key.take() else { return Ok(()) };
-                if let Some(&first) = first.get(&key.text) {
+                if self.aliases.is_some() && key.text == "<<" {
+                    match node.value {
+                        Value::Sequence(items) => merged.extend(items),
+                        _ => merged.push(node),
+                    }
+                } else if let Some(&first) = first.get(&key.text) {
                     let Key { at, text: key } = key;
                     self.duplicates.push(Duplicate { at, key, first });
                 } else {
@@ -244,6 +319,29 @@ impl Builder<'_> {
         }
         Ok(())
     }
+}
+
+/// Adds the pairs of a mapping that are not there. What is no mapping has none.
+fn merge(pairs: &mut Vec<(Key, Node)>, node: Node) {
+    let Value::Mapping(more) = node.value else { return };
+    for (key, value) in more {
+        if !pairs.iter().any(|(known, _)| known.text == key.text) {
+            pairs.push((key, value));
+        }
+    }
+}
+
+/// How many nodes a value has, and how many levels of collections.
+fn extent(node: &Node) -> (usize, usize) {
+    let inside: Box<dyn Iterator<Item = &Node>> = match &node.value {
+        Value::Nothing | Value::Scalar(_) => return (1, 0),
+        Value::Sequence(items) => Box::new(items.iter()),
+        Value::Mapping(pairs) => Box::new(pairs.iter().map(|(_, node)| node)),
+    };
+    let (size, depth) = inside
+        .map(extent)
+        .fold((0, 0), |(size, depth), (more, inner)| (size + more, depth.max(inner)));
+    (size + 1, depth + 1)
 }
 
 #[cfg(test)]
@@ -332,6 +430,47 @@ mod tests {
         assert!(read(&deep).unwrap_err().what.contains("nested"));
     }
 
+    #[test]
+    fn aliases_are_understood_where_the_format_has_them() {
+        let plain = |source: &str| {
+            let tree = read_with_aliases(source).unwrap();
+            assert_eq!(tree.duplicates, []);
+            show(&tree.root)
+        };
+        assert_eq!(plain("a: &x {b: 1}\nc: *x\nd: [&y z, *y]\n"), "{a:{b:1},c:{b:1},d:[z,z]}");
+        assert_eq!(
+            plain("a: &x {b: 1, c: 2}\nd: {<<: *x, b: 3}\ne: {b: 3, <<: [*x, {f: 4, b: 5}]}\n"),
+            "{a:{b:1,c:2},d:{b:3,c:2},e:{b:3,c:2,f:4}}"
+        );
+        let what = |source: &str| read_with_aliases(source).unwrap_err().what;
+        assert!(what("a: &x [*x]\n").contains("inside its own anchor"));
+        assert!(what("a: *x\n").contains("not YAML"));
+        let lists = |levels: usize| {
+            let line = |n: usize| format!("l{n}: &l{n} [{}]\n", format!("*l{},", n - 1).repeat(10));
+            (1..levels).map(line).fold("l0: &l0 [a]\n".to_owned(), |text, line| text + &line)
+        };
+        assert!(what(&lists(9)).contains("too large"));
+        let nested = |n: usize| {
+            let (open, close) = ("[".repeat(30), "]".repeat(30));
+            format!("n{n}: &n{n} {open}*n{}{close}\n", n - 1)
+        };
+        assert!(what(&format!("n0: &n0 a\n{}{}", nested(1), nested(2))).contains("nested"));
+    }
+
+    fn show(node: &Node) -> String {
+        match &node.value {
+            Value::Nothing => "~".to_owned(),
+            Value::Scalar(scalar) => scalar.text.clone(),
+            Value::Sequence(items) => {
+                format!("[{}]", items.iter().map(show).collect::<Vec<_>>().join(","))
+            }
+            Value::Mapping(pairs) => {
+                let pair = |(key, node): &(Key, Node)| format!("{}:{}", key.text, show(node));
+                format!("{{{}}}", pairs.iter().map(pair).collect::<Vec<_>>().join(","))
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn any_text_is_a_tree_or_broken(source in ".{0,200}") {
@@ -343,10 +482,11 @@ mod tests {
             pieces in proptest::collection::vec(prop_oneof![
                 Just("a"), Just(": "), Just("\n"), Just("  "), Just("- "), Just("["), Just("]"),
                 Just("{"), Just("}"), Just("'"), Just("\""), Just("? "), Just("&a "), Just("*a"),
-                Just("|\n"), Just("#"), Just(","), Just("---\n"), Just("!t "), Just("é"),
+                Just("|\n"), Just("#"), Just("<<: "), Just(","), Just("---\n"), Just("!t "), Just("é"),
             ], 0..30),
         ) {
             let _ = read(&pieces.concat());
+            let _ = read_with_aliases(&pieces.concat());
         }
     }
 }

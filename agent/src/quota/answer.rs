@@ -154,7 +154,10 @@ fn status(rules: &Rules, judged: &Judged) -> DescriptorStatus {
             requests_per_unit: meter.requests,
             unit: unit.proto() as i32,
         },
-        (_, Some(rule)) => rule.limit.clone(),
+        (_, Some(rule)) => match rule.limits.get(judged.meter) {
+            Some(limit) => limit.clone(),
+            None => return ok,
+        },
         _ => return ok,
     };
     let enforced = taken.over && !rule.is_some_and(|rule| rule.shadow_mode);

@@ -40,6 +40,8 @@ pub(super) struct Judged {
     pub(super) is_replaced: bool,
     /// What holds; of several limits the one that holds most.
     pub(super) taken: Option<Taken>,
+    /// Which of the rule's limits that is.
+    pub(super) meter: usize,
     /// There was no place for its count.
     pub(super) is_crowded: bool,
 }
@@ -106,42 +108,9 @@ impl Quotas {
             self.spare(rules, &mut judged, now);
         }
         let mut questions = Vec::new();
-        for (index, (judged, descriptor)) in judged.iter_mut().zip(&request.descriptors).enumerate()
-        {
-            if judged.is_replaced {
-                continue;
-            }
-            match judged.found {
-                Found::Nothing => {}
-                Found::Override { meter, unit } => {
-                    let overflow = domain.overflow.get(unit as usize);
-                    self.take(judged, &meter, overflow.map(|overflow| &**overflow), now);
-                }
-                Found::Rule(id, path) => {
-                    let Some(rule) = rules.rule(id) else { continue };
-                    for meter in &rule.meters {
-                        match self.store.get().filter(|_| rule.scope == Scope::Fleet) {
-                            None => self.take(judged, meter, Some(&rule.overflow), now),
-                            Some(store) => {
-                                let ask = Ask {
-                                    identity: judged.name.of_kind(meter.kind()),
-                                    meter: *meter,
-                                    rule,
-                                    hits: judged.hits,
-                                    rules,
-                                    domain: &domain.name,
-                                    entries: &descriptor.entries,
-                                    path: &path,
-                                };
-                                match store.take(&ask, now) {
-                                    Some(taken) => judged.add(taken),
-                                    None => questions.push((index, ask.question())),
-                                }
-                            }
-                        }
-                    }
-                }
-            }
+        for (index, judged) in judged.iter_mut().enumerate() {
+            let Some(descriptor) = request.descriptors.get(index) else { continue };
+            self.spend((rules, domain), judged, (index, descriptor), now, &mut questions);
         }
         match self.store.get().filter(|_| !questions.is_empty()) {
             None => Ok(Decision::Ready(self.answer(rules, Some(domain), request, &judged))),
@@ -149,6 +118,53 @@ impl Quotas {
                 let (rules, request) = (Arc::clone(rules), request.clone());
                 let judged = judged.into_vec();
                 Ok(Decision::Waiting(Waiting::new(store, questions, rules, request, judged, now)))
+            }
+        }
+    }
+
+    /// Takes from all counts of one descriptor, or notes what the store has to be asked.
+    fn spend(
+        &self,
+        (rules, domain): (&Rules, &Domain),
+        judged: &mut Judged,
+        (index, descriptor): (usize, &RateLimitDescriptor),
+        now: Now,
+        questions: &mut Vec<(Place, Question)>,
+    ) {
+        if judged.is_replaced {
+            return;
+        }
+        let (id, path) = match judged.found {
+            Found::Nothing => return,
+            Found::Override { meter, unit } => {
+                let overflow = domain.overflow.get(unit as usize);
+                return self.take(judged, (0, &meter), overflow.map(|overflow| &**overflow), now);
+            }
+            Found::Rule(id, path) => (id, path),
+        };
+        let Some(rule) = rules.rule(id) else { return };
+        let store = self.store.get().filter(|_| rule.scope == Scope::Fleet);
+        for (number, meter) in rule.meters.iter().enumerate() {
+            let Some(store) = store else {
+                self.take(judged, (number, meter), Some(&rule.overflow), now);
+                continue;
+            };
+            let ask = Ask {
+                identity: judged.name.of_kind(meter.kind()),
+                meter: *meter,
+                rule,
+                hits: judged.hits,
+                rules,
+                domain: &domain.name,
+                entries: &descriptor.entries,
+                path: &path,
+            };
+            match store.take(&ask, now) {
+                Some(taken) => judged.add(number, taken),
+                None => {
+                    let place = Place { descriptor: index, meter: number };
+                    questions.push((place, ask.question()));
+                }
             }
         }
     }
@@ -220,7 +236,7 @@ impl Quotas {
     fn take(
         &self,
         judged: &mut Judged,
-        meter: &Meter,
+        (number, meter): (usize, &Meter),
         overflow: Option<&super::overflow::Overflow>,
         now: Now,
     ) {
@@ -229,7 +245,7 @@ impl Quotas {
         let shared = self.shared.load();
         let shared = shared.as_ref().map(|shared| shared.update(judged.name.of_kind(kind), step));
         if let Some(Some(taken)) = shared {
-            return judged.add(taken);
+            return judged.add(number, taken);
         }
         let taken = match self.slab.update(judged.name.of_kind(kind), kind, now, step) {
             Ok(taken) => taken,
@@ -241,7 +257,7 @@ impl Quotas {
                 }
             }
         };
-        judged.add(taken);
+        judged.add(number, taken);
     }
 
     /// If any hits would be over their limit, those count and all others only ask. Between this look
@@ -304,25 +320,34 @@ impl Judged {
             hits: Hits::Add(0),
             is_replaced: false,
             taken: None,
+            meter: 0,
             is_crowded: false,
         }
     }
 
     /// Notes what one limit says. What is over counts for more than what is not, then what has least
     /// left.
-    fn add(&mut self, taken: Taken) {
+    fn add(&mut self, meter: usize, taken: Taken) {
         let key = |taken: &Taken| (!taken.over, taken.remaining());
         if self.taken.is_none_or(|known| key(&taken) < key(&known)) {
             self.taken = Some(taken);
+            self.meter = meter;
         }
     }
+}
+
+/// Which limit of which descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    descriptor: usize,
+    meter: usize,
 }
 
 /// A decision that the store has to be asked for.
 pub struct Waiting {
     asking: Asking,
-    /// Which descriptor each answer is for.
-    indices: Vec<usize>,
+    /// What each answer is for.
+    places: Vec<Place>,
     rules: Arc<Rules>,
     request: RateLimitRequest,
     judged: Vec<Judged>,
@@ -337,21 +362,21 @@ impl std::fmt::Debug for Waiting {
 impl Waiting {
     fn new(
         store: &Arc<dyn Store>,
-        questions: Vec<(usize, Question)>,
+        questions: Vec<(Place, Question)>,
         rules: Arc<Rules>,
         request: RateLimitRequest,
         judged: Vec<Judged>,
         now: Now,
     ) -> Self {
-        let (indices, questions) = questions.into_iter().unzip();
-        Self { asking: store.ask(questions, now), indices, rules, request, judged }
+        let (places, questions) = questions.into_iter().unzip();
+        Self { asking: store.ask(questions, now), places, rules, request, judged }
     }
 
     /// Waits for the store, and answers.
     pub async fn finish(mut self, quotas: &Quotas) -> Result<RateLimitResponse, Refused> {
         let answers = self.asking.await;
         let mut answers = answers.into_iter();
-        for index in self.indices {
+        for place in self.places {
             let answer = answers.next();
             let cannot = |why| {
                 let refused = Refused::CannotDecide { why };
@@ -361,8 +386,8 @@ impl Waiting {
             let answer =
                 answer.ok_or_else(|| cannot("the store left a question open".to_owned()))?;
             let taken = answer.map_err(|no_answer| cannot(no_answer.0))?;
-            if let Some(judged) = self.judged.get_mut(index) {
-                judged.add(taken);
+            if let Some(judged) = self.judged.get_mut(place.descriptor) {
+                judged.add(place.meter, taken);
             }
         }
         let domain = self.rules.domain(&self.request.domain);

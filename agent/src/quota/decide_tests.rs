@@ -493,7 +493,34 @@ descriptors:
     assert_eq!([0; 2].map(|_| over("quarter=1", NOW)), [false, true]);
     assert!(over("quarter=1", later(60)) && !over("quarter=1", later(900)));
     assert_eq!([0; 4].map(|_| over("both=1", NOW)), [false, false, false, true]);
-    assert!(over("both=1", later(60)), "four were asked for today, and one more");
+    let both = decide(&quotas, &request(&["both=1"]), later(60));
+    // Four were asked for today, and one more: the day's limit is the one that is told.
+    assert_eq!(summary(&both.statuses[0]), (Code::OverLimit, Some(4), 0));
+    assert_eq!(both.statuses[0].current_limit.as_ref().unwrap().unit, 4);
+}
+
+#[test]
+fn threads_admit_exactly_a_limit_while_the_rules_are_loaded_again_and_again() {
+    let quotas = quotas(FIVE);
+    let admitted = std::thread::scope(|scope| {
+        let askers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let ok = |_: &usize| {
+                        let response = ask(&quotas, &["user=bob", "user=eve"]);
+                        response.statuses.iter().filter(|status| code(status) == Code::Ok).count()
+                    };
+                    (0..300).map(|n| ok(&n)).sum::<usize>()
+                })
+            })
+            .collect();
+        for _ in 0..30 {
+            reload(&quotas, FIVE, Settings::default());
+        }
+        askers.into_iter().map(|asker| asker.join().unwrap()).sum::<usize>()
+    });
+    assert_eq!(admitted, 5 + 5);
+    assert_eq!(quotas.series()[0].counts.total_hits.get(), 3 * 300 * 2, "and no hit is lost");
 }
 
 #[test]

@@ -69,8 +69,9 @@ struct Node {
 /// What holds for a descriptor.
 #[derive(Debug)]
 pub struct Rule {
-    /// The limit as responses tell it. For an unlimited one only the name means something.
-    pub limit: RateLimit,
+    /// The limits as responses tell them, one for each meter. An unlimited rule has one too, of which
+    /// only the name means something.
+    pub limits: Box<[RateLimit]>,
     /// The limits; none for "unlimited". The first is the descriptor's own, others are further ones.
     pub meters: Box<[Meter]>,
     /// Whether everything is admitted.
@@ -367,7 +368,20 @@ impl Compiler {
     fn domain(&mut self, domain: &model::Domain) {
         let id = self.rules.domains.iter().position(|known| *known.name == domain.name);
         let root = match id.and_then(|id| self.rules.domains.get(id)) {
-            Some(known) if self.rules.settings.merge_domains => known.root,
+            Some(known) if self.rules.settings.merge_domains => {
+                let root = known.root;
+                // Who may ask must not depend on the order of files.
+                if known.access != domain.access {
+                    let what = format!(
+                        "the files of the domain `{}` differ in `callers`, `owners` or \
+                         `max-hits-addend`",
+                        domain.name
+                    );
+                    let expected = "the same in all of them, or in an overlay";
+                    self.problems.push(Problem::error(domain.place.clone(), what, expected));
+                }
+                root
+            }
             Some(_) => {
                 let first = self.known.get(&(ROOT, domain.name.clone()));
                 let expected = match first {
@@ -502,7 +516,12 @@ impl Compiler {
             }
             _ => 1,
         };
-        let mut meters = Vec::new();
+        let told = |requests, unit: Option<Unit>| RateLimit {
+            name: limit.name.clone(),
+            requests_per_unit: requests,
+            unit: unit.map_or(0, |unit| unit.proto() as i32),
+        };
+        let (mut meters, mut limits) = (Vec::<Meter>::new(), Vec::new());
         let first = unit.map(|unit| model::Further {
             requests,
             unit,
@@ -511,13 +530,26 @@ impl Compiler {
             burst: own.burst,
         });
         for further in first.iter().chain(&own.limits) {
+            let mut error = |what: &dyn std::fmt::Display, expected| {
+                let what = format!("`{}`: {what}", levels.join("."));
+                let place = descriptor.own_place.clone();
+                self.problems.push(Problem::error(place, what, expected));
+            };
             match meter(further, share) {
-                Ok(meter) => meters.push(meter),
-                Err(impossible) => {
-                    let what = format!("`{}`: {impossible}", levels.join("."));
-                    self.problems.push(Problem::error(descriptor.own_place.clone(), what, ""));
+                // They would be one count, and every hit would count twice.
+                Ok(meter) if meters.iter().any(|known| known.kind() == meter.kind()) => error(
+                    &"two limits have the same algorithm and the same window",
+                    "limits that differ in one of them",
+                ),
+                Ok(meter) => {
+                    meters.push(meter);
+                    limits.push(told(further.requests, Some(further.unit)));
                 }
+                Err(impossible) => error(&impossible, ""),
             }
+        }
+        if unlimited {
+            limits.push(told(0, None));
         }
         let names = &mut self.names;
         let mut number = |name: &str| {
@@ -529,11 +561,7 @@ impl Compiler {
         let series = self.before.series(&domain.name, levels);
         let overflow = self.before.rule_overflow.get(&series.key()).cloned();
         let rule = Rule {
-            limit: RateLimit {
-                name: limit.name.clone(),
-                requests_per_unit: requests,
-                unit: unit.map_or(0, |unit| unit.proto() as i32),
-            },
+            limits: limits.into(),
             overflow: overflow
                 .filter(|overflow| overflow.fits(&meters))
                 .unwrap_or_else(|| Arc::new(Overflow::new(&meters))),

@@ -133,7 +133,7 @@ proptest! {
         let rules = compiled(descriptors);
         let domain = rules.domain("d").unwrap();
         let found = rules.find(domain, &entries).and_then(|(id, _)| rules.rule(id));
-        prop_assert_eq!(found.map(|rule| rule.limit.requests_per_unit), expected);
+        prop_assert_eq!(found.map(|rule| rule.limits[0].requests_per_unit), expected);
     }
 }
 

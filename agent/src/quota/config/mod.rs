@@ -90,7 +90,7 @@ enum Format {
 }
 
 fn read_file(notes: &mut Notes<'_>, text: &str) -> Option<File> {
-    let tree = match yaml::read(text) {
+    let tree = match yaml::read_with_aliases(text) {
         Ok(tree) => tree,
         Err(Broken { at, what, expected }) => {
             notes.error(at, what, expected);
@@ -149,7 +149,7 @@ fn format(notes: &mut Notes<'_>, root: &Node) -> Option<Format> {
 
 /// Whether a text is a quota file, and not a node file: by the keys that only one of them has.
 pub fn is_quota_file(text: &str) -> bool {
-    let Ok(tree) = yaml::read(text) else {
+    let Ok(tree) = yaml::read_with_aliases(text) else {
         // It is told that it is no YAML either way.
         return text.lines().any(|line| line.starts_with("domain:"));
     };

@@ -192,6 +192,10 @@ fn what_cannot_be_counted_is_told_where_it_is_written() {
         ("algorithm: token_bucket", "more than 104 days"),
         ("unit_multiplier: 11", "too long"),
         ("scope: fleet", "needs a store"),
+        (
+            "limits: [{unit: day, requests_per_unit: 1, unit_multiplier: 365}]",
+            "the same algorithm and the same window",
+        ),
     ] {
         let found = problems(own);
         assert!(
