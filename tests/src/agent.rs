@@ -391,7 +391,8 @@ impl<'a> Agent<'a> {
 
     /// Where a workload's policy comes from, and what was refused lately.
     pub fn explain(&self, workload: &str) -> Explanation {
-        self.get(&format!("/explain/{workload}"))
+        // A pod's name has a slash.
+        self.get(&format!("/explain/{}", workload.replace('/', "%2F")))
     }
 
     /// A workload's last refusal that was sampled; they arrive a moment later than they happen.

@@ -21,8 +21,16 @@ macro_rules! lab {
     }};
 }
 
+#[path = "kube/conditions.rs"]
+mod conditions;
+#[path = "kube/identity.rs"]
+mod identity;
+#[path = "kube/many.rs"]
+mod many;
 #[path = "kube/policy.rs"]
 mod policy;
+#[path = "kube/server.rs"]
+mod server;
 
 use std::net::SocketAddr;
 
@@ -86,6 +94,18 @@ fn limit(agent: &Agent<'_>, pod: &str) -> Option<String> {
 fn await_limit(agent: &Agent<'_>, pod: &str, value: Option<&str>) {
     let look = || limit(agent, pod);
     eventually(&format!("{pod} has {value:?}"), look, |seen| seen.as_deref() == value);
+}
+
+fn await_attached(agent: &Agent<'_>, pod: &str) {
+    let look = || agent.status().workloads.into_iter().find(|workload| workload.name == pod);
+    eventually(&format!("{pod} is attached"), look, |seen| {
+        seen.as_ref().is_some_and(|workload| workload.attached.is_some())
+    });
+}
+
+fn await_gone(agent: &Agent<'_>, pod: &str) {
+    let look = || agent.status().workloads.into_iter().any(|workload| workload.name == pod);
+    eventually(&format!("{pod} is gone"), look, |is_there| !is_there);
 }
 
 fn codes(from: &Namespace, to: &Host, attempts: u64) -> String {

@@ -23,8 +23,8 @@ use tracing::{error, info};
 use super::{Bounds, Inspect, Peer, trace};
 use crate::{
     app::view::{
-        Explanation, Failure, History, LogLevel, Pause, Paused, Readiness, Recent, Status,
-        Suggestion, Undecided,
+        Explanation, Failure, History, KubernetesStatus, LogLevel, Pause, Paused, Readiness,
+        Recent, Status, Suggestion, Undecided,
     },
     metrics,
     rls::view::Rls,
@@ -372,6 +372,7 @@ pub(super) fn readiness(inspect: &dyn Inspect) -> (StatusCode, Json<Readiness>) 
         standby: false,
         undecided: with("undecided"),
         not_enforced: with("not-enforced"),
+        kubernetes: status.kubernetes.as_ref().and_then(KubernetesStatus::doubt),
     };
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(readiness))

@@ -28,9 +28,10 @@ use weir_common::{
 use super::{Bounds, Inspect, Peer, bind, serve_within};
 use crate::{
     app::view::{
-        AuditStatus, BreakerStatus, ConnectStatus, ExplainedLine, Explanation, History,
-        HistoryEntry, LimitStatus, Pause, Recent, RecentSecond, RecentWorkload, Refusal, Reloads,
-        Seen, Stated, Status, SuggestedLine, Suggestion, UplinkStatus, WorkloadStatus,
+        AuditStatus, BreakerStatus, Bucket, ConnectStatus, ExplainedLine, Explanation, Histogram,
+        History, HistoryEntry, KubernetesStatus, LimitStatus, Pause, Recent, RecentSecond,
+        RecentWorkload, Refusal, Reloads, Seen, Stated, Status, SuggestedLine, Suggestion,
+        UplinkStatus, WorkloadStatus,
     },
     telemetry::{self, LevelHandle, Levels},
 };
@@ -402,6 +403,20 @@ pub(crate) fn status() -> Status {
                 detail: detail.map(str::to_owned),
             })
             .into(),
+        kubernetes: Some(KubernetesStatus {
+            node: "node-1".to_owned(),
+            pods: 2,
+            synced: true,
+            relists: 1,
+            errors: 2,
+            events_sent: 3,
+            policy_seconds: Histogram {
+                buckets: vec![Bucket { at_most: 0.05, count: 4 }],
+                count: 5,
+                sum: 1.5,
+            },
+            ..KubernetesStatus::default()
+        }),
         live_sources: 12,
         live_handshakes: 3,
         corrected_counts: 2,

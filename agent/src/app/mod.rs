@@ -10,6 +10,7 @@ mod peaks;
 mod proposal;
 mod requests;
 mod standby;
+mod timing;
 pub mod view;
 
 use std::{
@@ -39,7 +40,7 @@ use crate::{
     audit::{Subject, Unconfirmed},
     clock::Clock,
     datapath::{Datapath, Events},
-    kube::{self, Cluster},
+    kube::{self, Cluster, Poster},
     rls::view::Rls,
     telemetry::LevelHandle,
     workload::CgroupEvents,
@@ -198,8 +199,7 @@ async fn agent(options: Options) -> anyhow::Result<()> {
         None => None,
     };
     if let (Some(pods), Some(kubernetes)) = (&pods, &options.kubernetes) {
-        engine = engine.with_pods(kubernetes.cgroups.clone());
-        engine.expect_pods(pods.cluster.take().pods);
+        engine = engine.with_pods(Arc::clone(&pods.cluster), kubernetes.cgroups.clone());
     }
     let shared = Shared { engine: Arc::new(Mutex::new(engine)), requests: told };
     let mut links =
@@ -250,11 +250,7 @@ async fn agent(options: Options) -> anyhow::Result<()> {
                 shared.step(Engine::reconcile).await?;
             }
             changed = pod_changed(&mut pods) => match changed? {
-                PodEvent::Told(snapshot) => shared.step(move |engine| {
-                    if let Some(pods) = snapshot.pods {
-                        engine.take_pods(pods);
-                    }
-                }).await?,
+                PodEvent::Told => shared.step(Engine::take_pods).await?,
                 PodEvent::Seen => shared.step(Engine::find_pods).await?,
             },
             _ = poll.tick() => {
@@ -266,22 +262,23 @@ async fn agent(options: Options) -> anyhow::Result<()> {
                 }
             }
             _ = second.tick() => {
-                let addresses = shared.step(|engine| {
+                let (addresses, notices) = shared.step(|engine| {
                     engine.tick();
                     engine.find_missing_pods();
                     // Namespaces come without an event in this one.
                     if engine.is_waiting() {
                         engine.reconcile();
                     }
-                    engine.addresses()
+                    (engine.addresses(), engine.notices())
                 }).await?;
                 if let Some(pods) = &pods {
+                    notices.into_iter().for_each(|notice| pods.poster.post(notice));
                     let cluster = Arc::clone(&pods.cluster);
                     tokio::task::spawn_blocking(move || cluster.keep());
                 }
                 requests.know(addresses);
             }
-            _ = check.tick() => shared.step(Engine::find_pods).await?,
+            _ = check.tick() => shared.step(Engine::check_pods).await?,
             failed = &mut audits => return Err(failed),
             failed = requests.broken() => return Err(failed),
             _ = day.tick() => shared.step(Engine::sweep).await?,
@@ -304,11 +301,12 @@ struct PodEvents {
     cluster: Arc<Cluster>,
     cgroups: CgroupEvents,
     watch: JoinHandle<()>,
+    poster: Poster,
 }
 
 enum PodEvent {
     /// The API server has told something.
-    Told(kube::Snapshot),
+    Told,
     /// Something has changed in their cgroups.
     Seen,
 }
@@ -320,13 +318,15 @@ impl PodEvents {
         let cgroups = CgroupEvents::open(kubernetes.cgroups.clone())
             .context("cannot watch the pods' cgroups")?;
         let client = kube::connect().await?;
+        let (node, posted) = (kubernetes.node.clone(), Arc::clone(cluster.posted()));
+        let poster = Poster::start(client.clone(), node, posted);
         let watch = tokio::spawn(kube::watch(client, Arc::clone(&cluster)));
-        Ok(Self { cluster, cgroups, watch })
+        Ok(Self { cluster, cgroups, watch, poster })
     }
 
     async fn next(&mut self) -> anyhow::Result<PodEvent> {
         tokio::select! {
-            () = self.cluster.changed() => Ok(PodEvent::Told(self.cluster.take())),
+            () = self.cluster.changed() => Ok(PodEvent::Told),
             changed = self.cgroups.changed() => {
                 changed.context("cannot watch the pods' cgroups")?;
                 Ok(PodEvent::Seen)

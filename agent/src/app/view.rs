@@ -29,12 +29,77 @@ pub struct Status {
     pub workloads: Vec<WorkloadStatus>,
     /// The uplinks.
     pub uplinks: Vec<UplinkStatus>,
+    /// How it stands with Kubernetes; absent without it.
+    pub kubernetes: Option<KubernetesStatus>,
     /// Sources that have a bucket of their own now.
     pub live_sources: u64,
     /// Handshakes that are remembered now.
     pub live_handshakes: u64,
     /// Counts of open connections that were wrong, and that audits have corrected.
     pub corrected_counts: u64,
+}
+
+/// What is known of the node's pods, and how.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KubernetesStatus {
+    /// The node's name.
+    pub node: String,
+    /// Pods of the node that have not ended.
+    pub pods: u64,
+    /// Whether all of them, and all namespaces, were listed since the agent began.
+    pub synced: bool,
+    /// Why the API server cannot be heard now, if it cannot: what was known last is enforced.
+    pub failure: Option<String>,
+    /// Lists after the first.
+    pub relists: u64,
+    /// Requests that failed and watches that broke.
+    pub errors: u64,
+    /// Events that were created.
+    pub events_sent: u64,
+    /// Events that could not be created, and those of which there would have been too many.
+    pub events_lost: u64,
+    /// From the arrival of a change to the kernel.
+    pub policy_seconds: Histogram,
+    /// From the start of a pod's first process to its programs' attachment, of pods that began
+    /// while the agent ran.
+    pub attach_seconds: Histogram,
+}
+
+impl KubernetesStatus {
+    /// What is not known of the pods, if anything is not.
+    pub fn doubt(&self) -> Option<String> {
+        let why = self.failure.as_deref();
+        match (self.synced, why) {
+            (true, None) => None,
+            (true, Some(why)) => Some(format!("the API server is not heard: {why}")),
+            (false, why) => {
+                let why = why.unwrap_or("it was asked");
+                Some(format!("not all pods were listed since the agent began: {why}"))
+            }
+        }
+    }
+}
+
+/// How long something took.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Histogram {
+    /// By length; what took longer than all bounds is in `count` alone.
+    pub buckets: Vec<Bucket>,
+    /// How often it happened.
+    pub count: u64,
+    /// All of it, in seconds.
+    pub sum: f64,
+}
+
+/// A part of a [`Histogram`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Bucket {
+    /// In seconds; more than the bucket before.
+    pub at_most: f64,
+    /// How often it took so long.
+    pub count: u64,
 }
 
 /// How often a file was read.
@@ -439,6 +504,9 @@ pub struct Readiness {
     pub undecided: Vec<Undecided>,
     /// Workloads whose policy does not hold; they are decided.
     pub not_enforced: Vec<Undecided>,
+    /// What is not known of the node's pods, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<String>,
 }
 
 /// A workload of [`Readiness`].

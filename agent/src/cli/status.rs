@@ -79,6 +79,13 @@ fn head(text: &mut String, status: &view::Status, look: &Look) -> std::fmt::Resu
         look.paint(Mood::Bad, "never understood")
     };
     writeln!(text, "node file {}, {read}", clean(&status.node_file))?;
+    if let Some(kubernetes) = &status.kubernetes {
+        let (node, pods) = (clean(&kubernetes.node), count(kubernetes.pods, "pod", "pods"));
+        let doubt = kubernetes.doubt().map_or_else(String::new, |doubt| {
+            format!("; {}", look.paint(Mood::Bad, &clean(&doubt)))
+        });
+        writeln!(text, "Kubernetes node {node}, {pods}{doubt}")?;
+    }
     let sources = count(status.live_sources, "source has a bucket", "sources have buckets");
     let handshakes =
         count(status.live_handshakes, "handshake is remembered", "handshakes are remembered");

@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::Notify;
 use tracing::warn;
 
-use super::index::Index;
+use super::{index::Index, post::Posted};
 use crate::{app::memory, config::Workload};
 
 /// A watch that fails is tried again within a minute. One that has not failed for longer stands,
@@ -23,6 +23,7 @@ pub struct Cluster {
     path: PathBuf,
     state: Mutex<State>,
     changed: Notify,
+    posted: Arc<Posted>,
 }
 
 #[derive(Debug)]
@@ -88,7 +89,13 @@ impl Cluster {
             errors: 0,
             failure: None,
         };
-        Self { node, path, state: Mutex::new(state), changed: Notify::new() }
+        Self {
+            node,
+            path,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            posted: Arc::default(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -98,6 +105,11 @@ impl Cluster {
     /// The node whose pods these are.
     pub fn node(&self) -> &str {
         &self.node
+    }
+
+    /// What became of notices.
+    pub const fn posted(&self) -> &Arc<Posted> {
+        &self.posted
     }
 
     /// Waits for a change that was not taken yet.

@@ -9,6 +9,8 @@ mod access;
 mod cluster;
 mod facts;
 mod index;
+mod notices;
+mod post;
 mod watch;
 
 pub use self::{
@@ -16,5 +18,7 @@ pub use self::{
     cluster::{Cluster, Health, Snapshot},
     facts::{NamespaceFacts, PodFacts},
     index::{Index, Step},
+    notices::{Cause, Notice, Notices, Object},
+    post::{Posted, Poster},
     watch::{connect, watch},
 };

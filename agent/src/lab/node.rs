@@ -170,6 +170,18 @@ impl Node {
         delete_link(&self.namespace, &host.node_interface())
     }
 
+    /// Takes a host away, and makes another with the same name and addresses in a namespace of its
+    /// own.
+    pub fn replace(&self, host: Host) -> Result<Host, LabError> {
+        self.unplug(&host)?;
+        let Host { name, role, number, namespace } = host;
+        drop(namespace);
+        let namespace = Namespace::create(&format!("{}-{name}", self.prefix))?;
+        let host = Host { name, role, number, namespace };
+        self.plug(&host, None)?;
+        Ok(host)
+    }
+
     /// The index of the node's end of a host's veth pair.
     pub fn index_of(&self, host: &Host) -> Result<u32, LabError> {
         link_index(&self.namespace, &host.node_interface())

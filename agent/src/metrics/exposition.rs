@@ -21,11 +21,13 @@ use weir_common::{
 use super::{
     Traces,
     labels::{
-        Attached, Build, Condition, Decision, Edge, Fault, Kind, Limit, Outcome, Uplink, Workload,
-        kind_of,
+        Attached, Build, Condition, Decision, Edge, Fault, Kind, Limit, Node, Outcome, Uplink,
+        Workload, kind_of,
     },
 };
-use crate::app::view::{AuditStatus, CONDITIONS, LimitStatus, Status, WorkloadStatus};
+use crate::app::view::{
+    AuditStatus, CONDITIONS, Histogram, KubernetesStatus, LimitStatus, Status, WorkloadStatus,
+};
 
 /// How programs may be attached to a workload.
 const WORKLOAD_KINDS: [&str; 2] = ["tcx", "clsact"];
@@ -49,6 +51,7 @@ impl Collector for Exposition {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let mut page = Page(encoder);
         self.agent(&mut page)?;
+        self.kubernetes(&mut page)?;
         self.workloads(&mut page)?;
         self.uplinks(&mut page)?;
         self.limits(&mut page)?;
@@ -90,6 +93,58 @@ impl Exposition {
             "weir_trace_skipped",
             "Sampled refusals that a reader of /trace was too slow for.",
             traces.skipped,
+        )
+    }
+
+    fn kubernetes(&self, page: &mut Page<'_>) -> fmt::Result {
+        let on_node = |value: fn(&KubernetesStatus) -> u64| {
+            let node = |status: &KubernetesStatus| Node { node: status.node.clone() };
+            self.status.kubernetes.iter().map(move |status| (node(status), value(status)))
+        };
+        page.gauges(
+            "weir_kubernetes_pods",
+            "Pods of this node that have not ended.",
+            on_node(|status| status.pods),
+        )?;
+        page.gauges(
+            "weir_kubernetes_synced",
+            "1 when all pods and namespaces were listed since the agent began.",
+            on_node(|status| u64::from(status.synced)),
+        )?;
+        page.gauges(
+            "weir_kubernetes_heard",
+            "0 while the API server does not answer: what was known last is enforced.",
+            on_node(|status| u64::from(status.failure.is_none())),
+        )?;
+        page.counters(
+            "weir_kubernetes_relists",
+            "Lists of pods or namespaces after the first.",
+            on_node(|status| status.relists),
+        )?;
+        page.counters(
+            "weir_kubernetes_errors",
+            "Requests to the API server that failed, and watches that ended with an error.",
+            on_node(|status| status.errors),
+        )?;
+        page.counters(
+            "weir_kubernetes_events_sent",
+            "Events about pods and namespaces that were created.",
+            on_node(|status| status.events_sent),
+        )?;
+        page.counters(
+            "weir_kubernetes_events_lost",
+            "Events that could not be created, or of which there would have been too many.",
+            on_node(|status| status.events_lost),
+        )?;
+        page.histogram(
+            "weir_kubernetes_policy",
+            "From the arrival of a pod's or namespace's change to the kernel.",
+            self.status.kubernetes.as_ref().map(|status| (&status.node, &status.policy_seconds)),
+        )?;
+        page.histogram(
+            "weir_kubernetes_attach",
+            "From the start of a pod's first process to its programs' attachment.",
+            self.status.kubernetes.as_ref().map(|status| (&status.node, &status.attach_seconds)),
         )
     }
 
@@ -395,6 +450,26 @@ impl Page<'_> {
     pub(super) fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+    }
+
+    fn histogram(
+        &mut self,
+        name: &str,
+        help: &str,
+        value: Option<(&String, &Histogram)>,
+    ) -> fmt::Result {
+        let unit = Unit::Seconds;
+        let mut metric =
+            self.0.encode_descriptor(name, help, Some(&unit), MetricType::Histogram)?;
+        let Some((node, value)) = value else { return Ok(()) };
+        let buckets = value.buckets.iter();
+        let mut buckets: Vec<_> = buckets.map(|bucket| (bucket.at_most, bucket.count)).collect();
+        // The bucket without a bound: what took longer than all of them.
+        let bounded: u64 = buckets.iter().map(|(_, count)| count).sum();
+        buckets.push((f64::MAX, value.count.saturating_sub(bounded)));
+        let node = Node { node: node.clone() };
+        let mut metric = metric.encode_family(&node)?;
+        metric.encode_histogram::<NoLabelSet>(value.sum, value.count, &buckets, None)
     }
 
     pub(super) fn counters<L: EncodeLabelSet + Ord>(

@@ -17,6 +17,12 @@ pub(super) struct Outcome {
     pub(super) result: &'static str,
 }
 
+/// A node of Kubernetes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Node {
+    pub(super) node: String,
+}
+
 /// A workload.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
 pub(super) struct Workload {

@@ -66,16 +66,25 @@ impl PodNetworks {
         changed
     }
 
-    /// Looks at all of them once more: their interfaces may be others, and so may their namespaces.
+    /// Their interfaces may be others by now: they are listed anew when they are needed.
+    pub fn doubt(&mut self) {
+        self.found.values_mut().for_each(|network| network.interfaces = None);
+    }
+
+    /// Looks at all of them once more: they may be gone, or have other namespaces.
     pub fn look_again(&mut self, wanted: &BTreeSet<String>) {
         if wanted.is_empty() {
             self.found.clear();
             return;
         }
         let cgroups = Cgroups::look(&self.root);
+        if !cgroups.above.is_empty() {
+            // kubelet removes a pod's cgroup when all of it has ended. To hold its namespace any
+            // longer would keep its interfaces there.
+            self.found.retain(|uid, _| cgroups.pods.contains_key(uid));
+        }
         for (uid, paths) in &cgroups.pods {
-            let Some(known) = self.found.get_mut(uid) else { continue };
-            known.interfaces = None;
+            let Some(known) = self.found.get(uid) else { continue };
             let mut inodes = paths
                 .iter()
                 .flat_map(|path| cgroup::processes(path))

@@ -7,7 +7,7 @@ use weir_tests::{
     site::serve,
 };
 
-use super::{Cluster, NOTHING, await_limit, codes, name};
+use super::{Cluster, NOTHING, await_attached, await_limit, codes, name};
 
 const LINE: &str = "weir.dev/connections.80";
 
@@ -19,10 +19,7 @@ fn follows_annotations(lab: &weir::lab::Lab, cluster: &Cluster) {
     let agent = cluster.agent(lab, NOTHING);
     let _container = cluster.start(&web, &uid(1), json!({}));
     let web_name = name(&web);
-    let look = || agent.status().workloads;
-    eventually("the pod is there", look, |all| {
-        all.iter().any(|it| it.name == web_name && it.attached.is_some())
-    });
+    await_attached(&agent, &web_name);
     assert_eq!(agent.workload(&web_name).condition, "no-policy");
     assert_eq!(codes(client.namespace(), &web, 20), "ok:20");
 
@@ -56,4 +53,45 @@ fn cgroup_v1_and_its_names_will_do() {
         Some(kubelet) => follows_annotations(&lab, &Cluster::with(&lab, kubelet)),
         None => weir::lab::skip("kube cgroup_v1_and_its_names_will_do", "cgroup v1 is not mounted"),
     }
+}
+
+/// A namespace's words hold where the pod has none, and the administrator's maximum clamps both.
+#[test]
+fn namespaces_and_administrators_have_their_say() {
+    let lab = lab!();
+    let cluster = Cluster::new(&lab);
+    let (web, db) = (cluster.node.pod("web").unwrap(), cluster.node.pod("db").unwrap());
+    let client = cluster.node.client("client").unwrap();
+    let _servers = (serve(&web, &[80]), serve(&db, &[80]));
+    let file = "policies:\n  - match: { namespace: \"sh*\", name: web }\n    \
+                max: { connections.http: 2 per 60s }\n    allow: [connections, mode]\n  \
+                - match: { namespace: bank }\n    max: { connections.http: 1 per 60s }\n";
+    let agent = cluster.agent(&lab, file);
+    let _containers = (
+        cluster.start(&web, &uid(1), json!({"weir.dev/connections.http": "100/s"})),
+        cluster.start(&db, &uid(2), json!({})),
+    );
+    let (web_name, db_name) = (name(&web), name(&db));
+    await_limit(&agent, &web_name, Some("2/m"));
+    await_attached(&agent, &web_name);
+    await_attached(&agent, &db_name);
+    let line = agent.explain(&web_name).lines.remove(0);
+    assert!(line.origin.contains("pod shop/web"), "{line:?}");
+    assert_eq!(line.clamps.len(), 1, "{line:?}");
+    assert_eq!(codes(client.namespace(), &web, 5), "ok:2 refused:3");
+    assert_eq!(codes(client.namespace(), &db, 5), "ok:5");
+
+    cluster.server.annotate("namespaces", "shop", "weir.dev/connections.http", Some("3 per 60s"));
+    await_limit(&agent, &db_name, Some("3/m"));
+    assert_eq!(codes(client.namespace(), &db, 5), "ok:3 refused:2");
+    // No pod shadows what is the administrator's.
+    cluster.server.annotate("pods", &web_name, "weir.dev/mode", Some("shadow"));
+    let look = || agent.explain(&web_name).lines;
+    eventually("the pod's own line is in shadow", look, |lines| {
+        lines.iter().any(|line| line.shadow.is_some())
+    });
+    let still = codes(client.namespace(), &web, 3);
+    assert!(still.contains("refused"), "{still}");
+    cluster.server.annotate("namespaces", "shop", "weir.dev/connections.http", None);
+    await_limit(&agent, &db_name, None);
 }

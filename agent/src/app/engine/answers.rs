@@ -40,6 +40,7 @@ impl Engine {
             problems: self.problems.clone(),
             workloads: self.workloads.iter().map(|known| self.workload_status(known)).collect(),
             uplinks: self.uplinks.clone(),
+            kubernetes: self.pods.status(),
             live_sources: sources as u64,
             live_handshakes: handshakes as u64,
             corrected_counts: self.auditor.corrected(),

@@ -50,6 +50,8 @@ pub struct Engine {
     datapath: Datapath,
     clock: Clock,
     started_ns: u64,
+    /// The same by the clock of processes' starts.
+    began_ns: u64,
     path: PathBuf,
     memory: PathBuf,
     /// The text of the file that holds; empty when none was ever good.
@@ -113,6 +115,7 @@ impl Engine {
             datapath,
             clock,
             started_ns: clock.monotonic_ns(),
+            began_ns: clock.boottime_ns(),
             path,
             history_path: memory.with_file_name("history.json"),
             memory,
@@ -300,6 +303,7 @@ impl Engine {
         let there: BTreeSet<Identity> = self.workloads.iter().map(|known| known.identity).collect();
         self.refusals.retain(|workload, _| there.contains(workload));
         self.note_policies();
+        self.note_bad_values();
         moved
     }
 
@@ -488,6 +492,10 @@ impl Engine {
             if now != known.attached {
                 match &now {
                     Ok(how) => {
+                        if known.attached.is_err() {
+                            let now = self.clock.boottime_ns();
+                            self.pods.note_attached(&known.location, self.began_ns, now);
+                        }
                         info!(workload = known.name, location = %known.location, kind = how.kind, before = ?how.before, "attached")
                     }
                     Err(reason) => warn!(
@@ -594,8 +602,8 @@ impl Engine {
 
     /// Takes in one event of the kernel.
     pub fn record(&mut self, event: &Event) {
-        let Some(refusal) = self.refusal(event) else { return };
-        let identity = Identity::workload(&refusal.workload);
+        let Some((identity, refusal)) = self.refusal(event) else { return };
+        self.note_refusal(identity, &refusal, event.cell);
         let kept = self.refusals.entry(identity).or_default();
         kept.push_front(refusal.clone());
         kept.truncate(REFUSALS);
@@ -605,7 +613,7 @@ impl Engine {
         let _ = self.trace.send(refusal);
     }
 
-    fn refusal(&self, event: &Event) -> Option<view::Refusal> {
+    fn refusal(&self, event: &Event) -> Option<(Identity, view::Refusal)> {
         let identity = self.datapath.workload_in(event.slot)?;
         let known = self.workloads.iter().find(|known| known.identity == identity)?;
         let limit = self.datapath.limit_of_cell(event.cell);
@@ -618,7 +626,7 @@ impl Engine {
         let slot = line.and_then(|line| line.refused_by(reason));
         let value = slot.and_then(|slot| known.effective.line(&slot));
         let line = slot.map(LineRef::Limit).or(line.copied());
-        Some(view::Refusal {
+        let refusal = view::Refusal {
             time: seconds(self.clock.realtime_ns().saturating_sub(ago)),
             workload: known.name.clone(),
             direction: hook.direction().name().to_owned(),
@@ -630,7 +638,8 @@ impl Engine {
             offered_per_second: limit.map_or(0.0, |limit| self.offered(limit)),
             source: endpoint(event.source.into(), (event.ports >> 16) as u16),
             destination: endpoint(event.destination.into(), event.ports as u16),
-        })
+        };
+        Some((identity, refusal))
     }
 
     fn line(&self, workload: &str, limit: Identity) -> Option<&LineRef> {
@@ -647,8 +656,8 @@ impl Engine {
     }
 
     /// Whether every workload is decided.
-    pub const fn ready(&self) -> bool {
-        self.decided
+    pub fn ready(&self) -> bool {
+        self.decided && self.pods.are_complete()
     }
 
     /// Pauses enforcement, or ends a pause, at somebody's word; the names it concerned. The kernel

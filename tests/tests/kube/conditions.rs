@@ -1,0 +1,101 @@
+//! What can be said of each pod, and what is said on the pods themselves.
+
+use serde_json::{Value, json};
+use weir_tests::{
+    agent::eventually,
+    kubelet::{pod_of, uid},
+    site::serve,
+};
+
+use super::{Cluster, NOTHING, await_attached, await_limit, codes, name};
+
+#[test]
+fn every_pod_has_a_condition() {
+    let lab = lab!();
+    let cluster = Cluster::new(&lab);
+    let hosts: Vec<_> =
+        ["proxy", "quiet", "pending", "mesh"].map(|name| cluster.node.pod(name).unwrap()).into();
+    let [proxy, quiet, pending, mesh] = hosts.as_slice() else { panic!() };
+    let policy = || json!({"weir.dev/connections": "5/s"});
+    for (number, host, annotations) in [(1, proxy, policy()), (2, quiet, json!({}))] {
+        let mut object = pod_of(host, &uid(number), annotations);
+        object["spec"]["hostNetwork"] = true.into();
+        cluster.server.put("pods", object);
+    }
+    cluster.server.put("pods", pod_of(pending, &uid(3), policy()));
+    let mut object = pod_of(mesh, &uid(4), policy());
+    let sidecar = json!({"name": "istio-proxy", "image": "none"});
+    object["spec"]["containers"].as_array_mut().unwrap().push(sidecar);
+    cluster.server.put("pods", object);
+    let _container = cluster.kubelet.run(&uid(4), cluster.node.namespace(), mesh.namespace());
+
+    // Ready means that all of them are decided.
+    let agent = cluster.agent(&lab, NOTHING);
+    await_attached(&agent, &name(mesh));
+    let told = |host| {
+        let workload = agent.workload(&name(host));
+        (workload.condition, workload.detail.unwrap_or_default())
+    };
+    let (condition, detail) = told(proxy);
+    assert_eq!(condition, "not-enforced");
+    assert!(detail.contains("node's network"), "{detail}");
+    assert_eq!(told(quiet), ("no-policy".to_owned(), String::new()));
+    let (condition, detail) = told(pending);
+    assert_eq!(condition, "not-enforced");
+    assert!(detail.contains("no process"), "{detail}");
+    let (condition, detail) = told(mesh);
+    assert_eq!(condition, "enforced");
+    assert!(detail.contains("istio-proxy"), "{detail}");
+    let (code, body) = agent.request("GET", "/readyz", "").unwrap();
+    assert_eq!(code, 200, "{body}");
+    let kubernetes = agent.status().kubernetes.unwrap();
+    assert_eq!((kubernetes.pods, kubernetes.synced, kubernetes.failure), (4, true, None));
+
+    // It is there as soon as it has a process.
+    let _container = cluster.kubelet.run(&uid(3), cluster.node.namespace(), pending.namespace());
+    await_attached(&agent, &name(pending));
+}
+
+fn notes(events: &[Value], reason: &str) -> Vec<String> {
+    let events = events.iter().filter(|event| event["reason"] == reason);
+    events.map(|event| event["note"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+#[test]
+fn a_bad_value_is_told_once_and_the_last_good_one_holds() {
+    let lab = lab!();
+    let cluster = Cluster::new(&lab);
+    let web = cluster.node.pod("web").unwrap();
+    let client = cluster.node.client("client").unwrap();
+    let _server = serve(&web, &[80]);
+    let mut agent = cluster.agent(&lab, NOTHING);
+    let key = "weir.dev/connections.80";
+    let _container = cluster.start(&web, &uid(1), json!({key: "2 per 60s"}));
+    let web_name = name(&web);
+    await_attached(&agent, &web_name);
+    await_limit(&agent, &web_name, Some("2/m"));
+    cluster.server.annotate("pods", &web_name, key, Some("9 per fortnight"));
+    let look = || notes(&cluster.server.events(), "WeirBadValue");
+    let told = eventually("an event is there", look, |notes| !notes.is_empty());
+    assert!(told[0].contains("`fortnight`") && told[0].contains("expected"), "{told:?}");
+    assert!(told[0].contains("the last good value `2 per 60s` stays"), "{told:?}");
+    let event = cluster.server.events().remove(0);
+    assert_eq!(event["type"], "Warning");
+    assert_eq!(event["regarding"]["uid"], uid(1));
+    assert_eq!(codes(client.namespace(), &web, 5), "ok:2 refused:3");
+    // Neither another change of the pod, nor a restart of the agent, takes the old value away.
+    cluster.server.edit("pods", &web_name, |pod| pod["metadata"]["labels"]["x"] = "y".into());
+    agent.kill();
+    agent.restart();
+    await_limit(&agent, &web_name, Some("2/m"));
+    assert_eq!(codes(client.namespace(), &web, 3), "refused:3");
+    let look = || notes(&cluster.server.events(), "WeirLimitReached");
+    let reached = eventually("the limit is told of", look, |notes| !notes.is_empty());
+    assert!(reached[0].contains("connections.80: 2/m"), "{reached:?}");
+    // One for each agent that ran, however often it was seen.
+    assert!(notes(&cluster.server.events(), "WeirBadValue").len() <= 2);
+    cluster.server.annotate("pods", &web_name, key, Some("100/s"));
+    await_limit(&agent, &web_name, Some("100/s"));
+    assert_eq!(cluster.server.refused(), Vec::<String>::new());
+    assert!(cluster.server.count("create", "events") >= 2);
+}
