@@ -11,7 +11,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -75,7 +75,7 @@ impl Site {
         Self { node, proxy, behind_envoy, behind_weir, client }
     }
 
-    fn envoy(&self, program: &PathBuf, lab: &Lab, rule: Rule) -> Envoy<'_> {
+    fn envoy(&self, program: &Path, lab: &Lab, rule: Rule) -> Envoy<'_> {
         let upstream = at(&self.behind_envoy, 80);
         let kind = (Protocol::Http, PROXY);
         Envoy::start(program, lab, self.proxy.namespace(), kind, upstream, rule)
