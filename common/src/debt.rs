@@ -133,19 +133,28 @@ pub const fn step(word: u64, now: Q8, charge: Q8, bound: Q8, longest: Q8) -> Ste
 /// `longest` is the most that can be owed: what lies further ahead is of another tariff.
 #[inline(always)]
 pub fn take<W: Word>(cell: &W, now: Q8, charge: Q8, bound: Q8, longest: Q8) -> Spent {
-    let mut word = cell.load();
     for _ in 0..TRIES {
-        let (next, spent) = match step(word, now, charge, bound, longest) {
-            Step::Admit { next, ahead } => (next, Spent::Admitted(ahead)),
-            Step::Deny => return Spent::Denied,
-            Step::DenyClamped(next) => (next, Spent::Denied),
-        };
-        match cell.compare_exchange(word, next) {
-            Ok(_) => return spent,
-            Err(seen) => word = seen,
+        match attempt(cell, now, charge, bound, longest) {
+            Spent::Contended => {}
+            spent => return spent,
         }
     }
     Spent::Contended
+}
+
+/// One attempt of it; `Contended` when somebody else changed the word meanwhile.
+#[inline(always)]
+pub fn attempt<W: Word>(cell: &W, now: Q8, charge: Q8, bound: Q8, longest: Q8) -> Spent {
+    let word = cell.load();
+    let (next, spent) = match step(word, now, charge, bound, longest) {
+        Step::Admit { next, ahead } => (next, Spent::Admitted(ahead)),
+        Step::Deny => return Spent::Denied,
+        Step::DenyClamped(next) => (next, Spent::Denied),
+    };
+    match cell.compare_exchange(word, next) {
+        Ok(_) => spent,
+        Err(_) => Spent::Contended,
+    }
 }
 
 /// The word after a packet that must pass, which adds to what is spent up to `cap`. More than that is

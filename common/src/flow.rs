@@ -42,6 +42,12 @@ pub const fn ticks(time: Q8, random: u32) -> u64 {
     if ticks > MAX_CHARGE { MAX_CHARGE } else { ticks }
 }
 
+/// A number of ticks as a time.
+#[inline(always)]
+pub const fn time(ticks: u64) -> Q8 {
+    ticks << TICK_BITS
+}
+
 /// Most that one packet is charged, in ticks: 19 hours. An hour of burst and this are within what a
 /// way can be ahead.
 const MAX_CHARGE: u64 = way::MAX_AHEAD / 4;

@@ -16,13 +16,15 @@
 //! | `CALLERS` | hash `u64` → slot | cookie of a network namespace | agent |
 //! | `LOCALS` | hash [`Local`] → nothing | an address of that namespace | agent |
 //! | `ADDRESSES` | hash [`Addr`] → slot | address | agent |
-//! | `PORTS` | hash `u32` → block | [`port_key`] | agent |
+//! | `PORTS` | hash `u32` → block | [`port_key`], [`bytes_key`] | agent |
 //! | `BLOCKS` | array of [`Block`] | block | agent; never changed while referenced |
 //! | `SOURCES` | array of lines, mapped | hash | kernel; the agent clears old ways |
 //! | `PENDING` | array of lines, mapped | hash | kernel; the agent clears old ways |
 //! | `TRACKS` | array of lines, mapped | hash | kernel and agent, by compare-and-swap only |
 //! | `SLOTS` | array of [`Slot`], mapped | line × 8 + way | whoever won the way: kernel and agent |
 //! | `SOURCE_LOADS` | array of lines, mapped | hash | kernel and agent, by compare-and-swap only |
+//! | `FLOWS` | array of lines, mapped | hash | kernel; the agent clears old ways |
+//! | `VOLUMES` | per-CPU array of [`Volume`] | cell | kernel |
 //! | `EVENTS` | ring buffer of [`Event`] | – | kernel |
 
 use crate::{
@@ -33,7 +35,7 @@ use crate::{
 };
 
 /// Version of this layout, part of the pin directory's name.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// Workload slots; slot 0 is "none".
 pub const MAX_WORKLOADS: u32 = 512;
@@ -56,6 +58,9 @@ pub const PENDING_LINES: u32 = 8192;
 pub const TRACK_LINES: u32 = 20_480;
 /// Lines for connections per source: 1 MiB, 114 688 sources.
 pub const SOURCE_LOAD_LINES: u32 = 16_384;
+/// Lines for connections with byte buckets of their own: 2 MiB, 229 376 directions of connections that
+/// send at once.
+pub const FLOW_LINES: u32 = 32_768;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: u32 = 512 * 1024;
 
@@ -171,6 +176,10 @@ pub enum CellKind {
     Load = 6,
     /// No word is used: the state stands in `SOURCE_LOADS`, the cell names and counts it.
     SourceLoad = 7,
+    /// Words 0 and 1 are [debts](crate::debt) towards and from the workload.
+    Debt = 8,
+    /// No word is used: the state stands in `FLOWS`, the cell names and counts it.
+    Flow = 9,
 }
 
 impl CellKind {
@@ -185,6 +194,8 @@ impl CellKind {
             5 => Self::Source,
             6 => Self::Load,
             7 => Self::SourceLoad,
+            8 => Self::Debt,
+            9 => Self::Flow,
             _ => return None,
         })
     }
@@ -220,6 +231,29 @@ pub struct Counts {
     pub last_event_ns: u64,
 }
 
+/// What passed a limit of bytes or packets and what did not, on one CPU. Packets are as they are on the
+/// wire: one that the kernel cuts into segments counts as so many.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Volume {
+    /// Bytes of what was charged and passed.
+    pub passed_bytes: u64,
+    /// Packets of it.
+    pub passed_packets: u64,
+    /// Bytes of that part of it that was marked (ECN).
+    pub marked_bytes: u64,
+    /// Packets of it.
+    pub marked_packets: u64,
+    /// Bytes of what was dropped.
+    pub dropped_bytes: u64,
+    /// Packets of it.
+    pub dropped_packets: u64,
+    /// Bytes of what would have been dropped, were the limit not in shadow.
+    pub shadowed_bytes: u64,
+    /// Packets of it.
+    pub shadowed_packets: u64,
+}
+
 /// A workload: a pod, or on a VM an interface or a namespace with a name.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -236,8 +270,10 @@ pub struct Workload {
     pub reset_cell: u32,
     /// Block of the rules for any port, by direction; 0 for none.
     pub any_port: [u32; 2],
-    /// [`PORTS_INGRESS`], [`PORTS_EGRESS`] and [`TRACKED`].
+    /// [`PORTS_INGRESS`] and the other flags.
     pub flags: u32,
+    /// Block of the byte limits for any port, by direction; 0 for none.
+    pub any_port_bytes: [u32; 2],
 }
 
 /// Key of `LOCALS`: an address that a workload's namespace has itself, so that connections to it
@@ -258,6 +294,25 @@ pub const PORTS_EGRESS: u32 = 2;
 
 /// Some block of the workload is [tracked](Block::tracked): packets that are no SYN matter.
 pub const TRACKED: u32 = 4;
+
+/// The workload has blocks of byte limits for some of its ports, towards it.
+pub const BYTE_PORTS_INGRESS: u32 = 8;
+/// The same from it.
+pub const BYTE_PORTS_EGRESS: u32 = 16;
+/// What its byte limits hold back towards the workload is delayed: something behind the program sends
+/// packets at the time that they carry.
+pub const PACED_INGRESS: u32 = 32;
+/// The same from it.
+pub const PACED_EGRESS: u32 = 64;
+
+/// Key of `PORTS` for byte limits; the port is the workload's own.
+#[inline(always)]
+pub const fn bytes_key(slot: u32, direction: Direction, port: u16) -> u32 {
+    BYTES_KEY | port_key(slot, direction, port)
+}
+
+/// What tells keys of byte limits from those of connections.
+pub const BYTES_KEY: u32 = 1 << 31;
 
 /// Key of `PORTS`.
 #[inline(always)]
@@ -354,6 +409,12 @@ pub enum RuleKind {
     SourceLoad = 6,
     /// A circuit breaker: [`crate::breaker`]. `cost`, `burst` and `step` hold its packed parameters.
     Breaker = 7,
+    /// A bucket of bytes in debt mode. Of this and the next two, `cost` is the price of a unit in 2^-20 ns.
+    Bandwidth = 8,
+    /// A bucket of packets in debt mode.
+    Packets = 9,
+    /// A bucket of bytes for each direction of a TCP connection.
+    ConnectionBandwidth = 10,
 }
 
 /// Loads that one connection counts in at most.
@@ -450,15 +511,16 @@ const _: () = {
     assert!(size_of::<Config>() == 128);
     assert!(size_of::<Record>() == 56);
     assert!(size_of::<Counts>() == 32);
-    assert!(size_of::<Workload>() == 56);
+    assert!(size_of::<Volume>() == 64);
+    assert!(size_of::<Workload>() == 64);
     assert!(size_of::<Rule>() == 64);
     assert!(size_of::<Block>() == 64 + MAX_RULES * size_of::<Rule>());
     assert!(size_of::<Event>() == 56);
     assert!(size_of::<Local>() == 24);
     assert!(size_of::<Slot>() == 128);
     assert!(MAX_CELLS <= 1 << 16);
-    // A slot number, a direction and a port share 32 bits.
-    assert!(MAX_WORKLOADS <= 1 << 15);
+    // A slot number, a direction and a port share 31 bits with the one for byte limits.
+    assert!(MAX_WORKLOADS <= 1 << 14 && FLOW_LINES.is_power_of_two());
     assert!(SOURCE_LINES.is_power_of_two() && PENDING_LINES.is_power_of_two());
 };
 
@@ -477,5 +539,8 @@ mod pod {
         )*};
     }
 
-    pod!(Addr, Block, CellLine, Config, Counts, Event, Local, Record, Rule, Slot, Tally, Workload);
+    pod!(
+        Addr, Block, CellLine, Config, Counts, Event, Local, Record, Rule, Slot, Tally, Volume,
+        Workload
+    );
 }

@@ -134,8 +134,35 @@ reasons! {
     BreakerClosed = 29, "breaker_closed";
     /// Admitted, and tracked where another handshake was: nothing follows that one any more.
     HandshakeDisplaced = 30, "handshake_displaced";
+    /// `connection-bandwidth` of this connection is spent.
+    ConnectionBandwidth = 31, "connection_bandwidth";
+    /// The byte bucket that crowded-out connections share is spent.
+    ConnectionCrowded = 32, "connection_crowded";
+    /// `ingress-bandwidth` is spent.
+    IngressBandwidth = 33, "ingress_bandwidth";
+    /// `egress-bandwidth` is spent.
+    EgressBandwidth = 34, "egress_bandwidth";
+    /// `packets` is spent.
+    PacketRate = 35, "packet_rate";
+    /// Passed with a mark of congestion (ECN), because a byte limit is half spent.
+    Marked = 36, "marked";
+}
+
+impl Reason {
+    /// Whether it says what became of bytes and packets, and not of a connection.
+    pub const fn is_of_volume(self) -> bool {
+        matches!(
+            self,
+            Self::ConnectionBandwidth
+                | Self::ConnectionCrowded
+                | Self::IngressBandwidth
+                | Self::EgressBandwidth
+                | Self::PacketRate
+                | Self::Marked
+        )
+    }
 }
 
 /// Room for reasons in a counter row; at least [`Reason::ALL`]'s length.
-pub const REASONS: usize = 32;
+pub const REASONS: usize = 40;
 const _: () = assert!(Reason::ALL.len() <= REASONS);

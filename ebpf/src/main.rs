@@ -18,6 +18,7 @@ use weir_common::layout::Direction;
 use crate::hook::{Call, Tc, TcHook, Uplink};
 
 mod breaker;
+mod bytes;
 mod connect;
 mod decide;
 mod emit;
@@ -53,6 +54,18 @@ pub fn weir_own_in(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn weir_own_out(ctx: TcContext) -> i32 {
     decide::run(&Tc::new(ctx, TcHook::OwnEgress), Direction::Egress)
+}
+
+/// Limits of bytes, on any interface: towards the workload.
+#[classifier]
+pub fn weir_bytes_in(ctx: TcContext) -> i32 {
+    bytes::run(&ctx, Direction::Ingress)
+}
+
+/// Limits of bytes: from the workload.
+#[classifier]
+pub fn weir_bytes_out(ctx: TcContext) -> i32 {
+    bytes::run(&ctx, Direction::Egress)
 }
 
 /// An uplink: refuses early what TC would certainly refuse, and spends nothing.

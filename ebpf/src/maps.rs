@@ -11,9 +11,9 @@ use aya_ebpf::{
 use weir_common::{
     addr::Addr,
     layout::{
-        Block, CellLine, Config, Counts, EVENTS_BYTES, HOOKS, Local, MAX_ADDRESSES, MAX_BLOCKS,
-        MAX_CELLS, MAX_LOCALS, MAX_PORTS, MAX_WORKLOADS, PENDING_LINES, Record, SOURCE_LINES,
-        SOURCE_LOAD_LINES, Slot, TRACK_LINES, Tally, Workload,
+        Block, CellLine, Config, Counts, EVENTS_BYTES, FLOW_LINES, HOOKS, Local, MAX_ADDRESSES,
+        MAX_BLOCKS, MAX_CELLS, MAX_LOCALS, MAX_PORTS, MAX_WORKLOADS, PENDING_LINES, Record,
+        SOURCE_LINES, SOURCE_LOAD_LINES, Slot, TRACK_LINES, Tally, Volume, Workload,
     },
     nh::Secret,
     way::{LINE, Line},
@@ -58,6 +58,10 @@ static TRACKS: Array<CellLine> = Array::with_max_entries(TRACK_LINES, MAPPED);
 static SLOTS: Array<Slot> = Array::with_max_entries(TRACK_LINES * LINE as u32, MAPPED);
 #[map]
 static SOURCE_LOADS: Array<CellLine> = Array::with_max_entries(SOURCE_LOAD_LINES, MAPPED);
+#[map]
+static FLOWS: Array<CellLine> = Array::with_max_entries(FLOW_LINES, MAPPED);
+#[map]
+static VOLUMES: PerCpuArray<Volume> = PerCpuArray::with_max_entries(MAX_CELLS, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 
@@ -226,6 +230,18 @@ pub fn slot(index: u32) -> Option<&'static mut Slot> {
 #[inline(always)]
 pub fn source_load_line(index: u32) -> Option<MapLine> {
     SOURCE_LOADS.get_ptr_mut(index).map(MapLine::new)
+}
+
+#[inline(always)]
+pub fn flow_line(index: u32) -> Option<MapLine> {
+    FLOWS.get_ptr_mut(index).map(MapLine::new)
+}
+
+/// What passed a limit of bytes, on this CPU.
+#[inline(always)]
+pub fn volume(cell: u32) -> Option<&'static mut Volume> {
+    // SAFETY: as for `counts`.
+    VOLUMES.get_ptr_mut(cell).map(|volume| unsafe { &mut *volume })
 }
 
 /// All words of a cell.

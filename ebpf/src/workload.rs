@@ -2,7 +2,8 @@
 
 use aya_ebpf::Global;
 use weir_common::layout::{
-    Block, Direction, MAX_RULES, PORTS_EGRESS, PORTS_INGRESS, Rule, Workload, port_key,
+    BYTE_PORTS_EGRESS, BYTE_PORTS_INGRESS, Block, Direction, MAX_RULES, PACED_EGRESS,
+    PACED_INGRESS, PORTS_EGRESS, PORTS_INGRESS, Rule, Workload, bytes_key, port_key,
 };
 
 use crate::{
@@ -22,8 +23,14 @@ static FIXED_SLOT: Global<u32> = Global::new(0);
 /// The slot of the workload at a TC hook.
 #[inline(always)]
 pub fn at(tc: &Tc) -> Option<u32> {
+    at_interface(tc.ifindex())
+}
+
+/// The same, by the interface's index.
+#[inline(always)]
+pub fn at_interface(ifindex: u32) -> Option<u32> {
     match FIXED_SLOT.load() {
-        0 => maps::slot_of_interface(tc.ifindex()),
+        0 => maps::slot_of_interface(ifindex),
         slot => Some(slot),
     }
 }
@@ -76,4 +83,42 @@ pub fn rules(slot: u32, workload: &Workload, direction: Direction, port: u16) ->
         maps::block_of_port(port_key(slot, direction, port)).unwrap_or(any)
     };
     if index == 0 { None } else { Some(Rules { index, block: maps::block(index)? }) }
+}
+
+/// Whether there are byte limits for any port of this direction.
+#[inline(always)]
+pub fn has_byte_rules(workload: &Workload, direction: Direction) -> bool {
+    workload.flags & own_byte_ports(direction) != 0
+        || workload.any_port_bytes[direction as usize] != 0
+}
+
+/// The flag that says that some ports have byte limits of their own.
+#[inline(always)]
+fn own_byte_ports(direction: Direction) -> u32 {
+    match direction {
+        Direction::Ingress => BYTE_PORTS_INGRESS,
+        Direction::Egress => BYTE_PORTS_EGRESS,
+    }
+}
+
+/// The block of byte limits for one of the workload's own ports, if any hold; 0 is no port.
+#[inline(always)]
+pub fn byte_rules(slot: u32, workload: &Workload, direction: Direction, port: u16) -> Option<u32> {
+    let any = workload.any_port_bytes[direction as usize];
+    let index = if port == 0 || workload.flags & own_byte_ports(direction) == 0 {
+        any
+    } else {
+        maps::block_of_port(bytes_key(slot, direction, port)).unwrap_or(any)
+    };
+    if index == 0 { None } else { Some(index) }
+}
+
+/// Whether packets can be delayed in this direction.
+#[inline(always)]
+pub fn is_paced(workload: &Workload, direction: Direction) -> bool {
+    let flag = match direction {
+        Direction::Ingress => PACED_INGRESS,
+        Direction::Egress => PACED_EGRESS,
+    };
+    workload.flags & flag != 0
 }

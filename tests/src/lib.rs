@@ -14,4 +14,5 @@ pub mod rls;
 pub mod site;
 pub mod tap;
 pub mod testrun;
+pub mod traffic;
 pub mod vm;

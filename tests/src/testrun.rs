@@ -355,6 +355,7 @@ impl Programs {
             reset_cell: self.new_cell(),
             any_port,
             flags,
+            any_port_bytes: [0; 2],
         };
         self.array::<Workload>("WORKLOADS").set(slot, workload, 0).expect("write WORKLOADS");
         if self.slots.insert(slot) {

@@ -48,6 +48,8 @@ macro_rules! on_each_side {
 mod appearing;
 #[path = "netns/audit.rs"]
 mod audit;
+#[path = "netns/bandwidth.rs"]
+mod bandwidth;
 #[path = "netns/breakers.rs"]
 mod breakers;
 #[path = "netns/calls.rs"]

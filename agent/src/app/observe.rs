@@ -137,6 +137,7 @@ fn sum(tallies: &[(Hook, TallyView)], scope: Scope) -> Flow {
             let is_unlimited = reason == Reason::NoRule;
             match verdict {
                 _ if scope == Scope::Unlimited && !is_unlimited => {}
+                _ if reason.is_of_volume() => {}
                 _ if matches!(reason, Reason::TinyFragment | Reason::HeaderChain) => {}
                 Verdict::Pass if is_unlimited || reason == Reason::Admitted => {
                     flow.passed = flow.passed.saturating_add(count);
@@ -180,6 +181,7 @@ mod tests {
                     (Verdict::Reset, ConnectionRate, 32),
                     (Verdict::Drop, ConnectionRate, 64),
                     (Verdict::Drop, HeaderChain, 1000),
+                    (Verdict::Drop, Reason::IngressBandwidth, 1000),
                     (Verdict::Note, ResetLimited, 1000),
                 ],
             ),

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use weir_common::breaker;
 
+use crate::datapath::VolumeCounts;
+
 /// `GET /status`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -263,6 +265,9 @@ pub struct LimitStatus {
     pub handshakes: Option<u64>,
     /// Where a breaker is.
     pub breaker: Option<BreakerStatus>,
+    /// Bytes and packets that passed and that did not; of limits of bytes and packets. What they count
+    /// as `admitted`, `refused` and `shadowed` are packets.
+    pub volume: Option<VolumeCounts>,
     /// The limit that this one is counted with: what follows is of both together.
     pub counted_with: Option<String>,
     /// Tokens that come back per second; 0 where that is not known.

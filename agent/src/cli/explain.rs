@@ -20,6 +20,7 @@ use crate::{
     app::view::{
         BreakerStatus, ConnectStatus, ExplainedLine, Explanation, LimitStatus, WorkloadStatus,
     },
+    datapath::VolumeCounts,
     metrics::{Kind, kind_of},
 };
 
@@ -186,6 +187,9 @@ fn heading(text: &mut String, limit: &str, full: &str, look: &Look) -> fmt::Resu
 }
 
 fn counts(text: &mut String, limit: &LimitStatus) -> fmt::Result {
+    if let Some(volume) = &limit.volume {
+        return volumes(text, limit, volume);
+    }
     fact(text, "now", &format!("{}{} asking", state(limit), rate(limit.offered_per_second)))?;
     let with = limit.counted_with.as_ref().map(|other| format!("with `{other}`: "));
     let with = with.unwrap_or_default();
@@ -194,6 +198,37 @@ fn counts(text: &mut String, limit: &LimitStatus) -> fmt::Result {
         so_far.push_str(&format!(", {} would have been refused", limit.shadowed));
     }
     fact(text, "so far", &so_far)
+}
+
+/// What a limit of bytes or packets let pass.
+fn volumes(text: &mut String, limit: &LimitStatus, volume: &VolumeCounts) -> fmt::Result {
+    let offered = format!("{} packets offered", rate(limit.offered_per_second));
+    fact(text, "now", &offered)?;
+    let both =
+        |bytes, packets| format!("{} in {}", size(bytes), count(packets, "packet", "packets"));
+    let mut so_far = format!("{} passed", both(volume.passed_bytes, volume.passed_packets));
+    for (bytes, packets, what) in [
+        (volume.marked_bytes, volume.marked_packets, "marked of these"),
+        (volume.dropped_bytes, volume.dropped_packets, "dropped"),
+        (volume.shadowed_bytes, volume.shadowed_packets, "would have been dropped"),
+    ] {
+        if packets > 0 {
+            so_far.push_str(&format!(", {} {what}", both(bytes, packets)));
+        }
+    }
+    fact(text, "so far", &so_far)
+}
+
+/// Bytes for people, in the unit that leaves at most four digits.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
+    let mut scaled = bytes as f64;
+    let mut unit = 0;
+    while scaled >= 10_000.0 && unit + 1 < UNITS.len() {
+        scaled /= 1000.0;
+        unit += 1;
+    }
+    format!("{scaled:.0} {}", UNITS.get(unit).unwrap_or(&""))
 }
 
 /// What a limit stands at.

@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use weir_common::{
     breaker,
+    debt::{self, Tariff},
     gcra::{self, Params},
     load::Bounds,
     source::{self, SourceParams},
@@ -13,7 +14,9 @@ use weir_common::{
 };
 
 use super::tables::LineRef;
-use crate::policy::{Breaker, Bucket, Period};
+use crate::policy::{Bandwidth, Breaker, Bucket, Period};
+
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// Who a cell is, over restarts and versions: 128 bits of a hash.
 ///
@@ -106,6 +109,10 @@ pub enum CellKind {
     SourceLoad,
     /// A breaker, in the cell.
     Breaker,
+    /// A bucket in debt mode for each direction, in the cell.
+    Debt,
+    /// A bucket in debt mode for each direction of each connection, kept elsewhere.
+    Flow,
 }
 
 /// A cell and what it admits.
@@ -115,7 +122,8 @@ pub struct Cell {
     pub kind: CellKind,
     /// What the rules that name it carry. Of a bucket: in 1/256 ns, for [`CellKind::Source`] in
     /// ticks of 64 ns. Of a load: connections and handshakes as cost and burst. Of a breaker: its
-    /// packed parameters.
+    /// packed parameters. Of a bucket in debt mode: the price of a unit in 2^-20 ns, and the burst in
+    /// 1/256 ns.
     pub params: Params,
     /// The line it belongs to.
     pub line: LineRef,
@@ -146,6 +154,29 @@ impl Cell {
         }
         .pack();
         Self { kind: CellKind::Breaker, params: Params { cost, burst, step }, line }
+    }
+
+    /// The cell of a line that limits bytes.
+    pub(super) fn bandwidth(kind: CellKind, bandwidth: Bandwidth, line: LineRef) -> Self {
+        // Eight seconds of bits are as many bytes.
+        Self::debt(kind, bandwidth.bits(), 8 * SECOND_NS, bandwidth.burst(), line)
+    }
+
+    /// The cell of a line that limits packets.
+    pub(super) fn packets(bucket: Bucket, line: LineRef) -> Self {
+        let (rate, burst) = (bucket.rate(), bucket.burst().into());
+        let period = rate.period().nanos();
+        Self::debt(CellKind::Debt, rate.tokens().into(), period, burst, line)
+    }
+
+    fn debt(kind: CellKind, units: u64, period_ns: u64, burst: u64, line: LineRef) -> Self {
+        // As for buckets: the bounds of `policy` are within the units, and else the strictest holds.
+        let params =
+            Tariff::new(units, period_ns, burst)
+                .map_or(Params { cost: debt::MAX_UNIT << 12, burst: 1, step: 0 }, |tariff| {
+                    Params { cost: tariff.price, burst: tariff.burst, step: 0 }
+                });
+        Self { kind, params, line }
     }
 
     /// The cell of a line with this bucket, each source for itself or not.

@@ -12,7 +12,7 @@ use weir_common::layout::Direction;
 
 use super::{
     cells::{Cell, Identity},
-    tables::{Block, Blocks, Tables, WorkloadTable},
+    tables::{Block, Blocks, Stage, Tables, WorkloadTable},
 };
 use crate::policy::Port;
 
@@ -52,6 +52,8 @@ pub enum Change {
     SetBlock {
         /// Which workload.
         workload: String,
+        /// For which programs.
+        stage: Stage,
         /// Which direction.
         direction: Direction,
         /// Which port; `None` for any other. An empty block for any other port means no rules.
@@ -63,6 +65,8 @@ pub enum Change {
     RemoveBlock {
         /// Which workload.
         workload: String,
+        /// For which programs.
+        stage: Stage,
         /// Which direction.
         direction: Direction,
         /// Which port.
@@ -136,6 +140,7 @@ fn add(workload: &str, new: &WorkloadTable, changes: &mut Vec<Change>) {
         cells: [(new.resets, *resets)].into(),
         ingress: Blocks::default(),
         egress: Blocks::default(),
+        volumes: Default::default(),
     };
     between(workload, &bare, new, changes);
 }
@@ -159,10 +164,13 @@ fn between(workload: &str, old: &WorkloadTable, new: &WorkloadTable, changes: &m
     let names_changed = |block: &Block| {
         block.rules.iter().filter_map(|rule| rule.kind.cell()).any(|cell| changed.contains(&cell))
     };
-    for direction in [Direction::Ingress, Direction::Egress] {
-        let (before, after) = (old.blocks(direction), new.blocks(direction));
+    let ways = [Direction::Ingress, Direction::Egress];
+    for (stage, direction) in Stage::ALL.into_iter().flat_map(|stage| ways.map(|way| (stage, way)))
+    {
+        let (before, after) = (old.blocks(stage, direction), new.blocks(stage, direction));
         let set = |port, block: &Block| Change::SetBlock {
             workload: workload(),
+            stage,
             direction,
             port,
             block: block.clone(),
@@ -178,7 +186,8 @@ fn between(workload: &str, old: &WorkloadTable, new: &WorkloadTable, changes: &m
             changes.push(set(None, &after.any));
         }
         for port in before.ports.keys().filter(|port| !after.ports.contains_key(port)) {
-            changes.push(Change::RemoveBlock { workload: workload(), direction, port: *port });
+            let (workload, port) = (workload(), *port);
+            changes.push(Change::RemoveBlock { workload, stage, direction, port });
         }
     }
     for identity in old.cells.keys().filter(|identity| !new.cells.contains_key(identity)) {
@@ -198,6 +207,7 @@ impl Tables {
                     cells: [*resets].into(),
                     ingress: Blocks::default(),
                     egress: Blocks::default(),
+                    volumes: Default::default(),
                 };
                 self.workloads.insert(workload.clone(), table);
             }
@@ -213,17 +223,19 @@ impl Tables {
             Change::RemoveCell { workload, identity } => {
                 self.edit(workload, |table| _ = table.cells.remove(identity));
             }
-            Change::SetBlock { workload, direction, port, block } => {
+            Change::SetBlock { workload, stage, direction, port, block } => {
                 self.edit(workload, |table| {
-                    let blocks = table.blocks_mut(*direction);
+                    let blocks = table.blocks_mut(*stage, *direction);
                     match port {
                         Some(port) => _ = blocks.ports.insert(*port, block.clone()),
                         None => blocks.any = block.clone(),
                     }
                 });
             }
-            Change::RemoveBlock { workload, direction, port } => {
-                self.edit(workload, |table| _ = table.blocks_mut(*direction).ports.remove(port));
+            Change::RemoveBlock { workload, stage, direction, port } => {
+                self.edit(workload, |table| {
+                    table.blocks_mut(*stage, *direction).ports.remove(port);
+                });
             }
         }
     }
@@ -238,7 +250,8 @@ impl Tables {
     /// makes.
     pub fn missing_cells(&self) -> BTreeSet<Identity> {
         let missing = |table: &WorkloadTable| {
-            let blocks = [&table.ingress, &table.egress].into_iter();
+            let [towards, from] = &table.volumes;
+            let blocks = [&table.ingress, &table.egress, towards, from].into_iter();
             let blocks = blocks.flat_map(|blocks| blocks.ports.values().chain([&blocks.any]));
             let rules = blocks.flat_map(|block| &block.rules);
             let named = rules.filter_map(|rule| rule.kind.cell()).chain([table.resets]);

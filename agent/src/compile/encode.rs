@@ -48,6 +48,9 @@ impl Rule {
             RuleKind::Load(_) => layout::RuleKind::Load,
             RuleKind::SourceLoad { .. } => layout::RuleKind::SourceLoad,
             RuleKind::Breaker { .. } => layout::RuleKind::Breaker,
+            RuleKind::Bandwidth(_) => layout::RuleKind::Bandwidth,
+            RuleKind::Packets(_) => layout::RuleKind::Packets,
+            RuleKind::ConnectionBandwidth(_) => layout::RuleKind::ConnectionBandwidth,
         } as u8;
         if let RuleKind::Source { group, .. } | RuleKind::SourceLoad { group, .. } = self.kind {
             (rule.group_v4, rule.group_v6) = (group.v4(), group.v6());

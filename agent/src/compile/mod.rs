@@ -19,5 +19,5 @@ pub use self::{
     change::{Change, diff},
     encode::Encoded,
     rules::{Compiled, NodeFacts, Overflow, RuleSet, Subject, compile},
-    tables::{Block, Blocks, LineRef, LoadRef, Rule, RuleKind, Tables, WorkloadTable},
+    tables::{Block, Blocks, LineRef, LoadRef, Rule, RuleKind, Stage, Tables, WorkloadTable},
 };

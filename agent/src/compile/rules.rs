@@ -14,7 +14,7 @@ use weir_common::{
 
 use super::{
     cells::{Cell, CellKind, Identity},
-    tables::{Block, Blocks, LineRef, LoadRef, Rule, RuleKind, Tables, WorkloadTable},
+    tables::{Block, Blocks, LineRef, LoadRef, Rule, RuleKind, Stage, Tables, WorkloadTable},
 };
 use crate::policy::{Bucket, Cidr, Effective, LimitKind, Line, OnLimit, Port, Probes, Slot, Terms};
 
@@ -191,8 +191,10 @@ impl<'a> Workload<'a> {
     }
 
     fn table(&mut self) -> WorkloadTable {
-        let ingress = self.blocks(Direction::Ingress);
-        let egress = self.blocks(Direction::Egress);
+        let ingress = self.blocks(Stage::Connections, Direction::Ingress);
+        let egress = self.blocks(Stage::Connections, Direction::Egress);
+        let volumes =
+            [Direction::Ingress, Direction::Egress].map(|way| self.blocks(Stage::Volumes, way));
         let identity = self.subject.identity;
         let resets = Cell::bucket(CellKind::Bucket, self.subject.resets, LineRef::Resets);
         let resets = self.cell(resets);
@@ -203,32 +205,41 @@ impl<'a> Workload<'a> {
             cells: std::mem::take(&mut self.cells),
             ingress,
             egress,
+            volumes,
         }
     }
 
-    fn blocks(&mut self, direction: Direction) -> Blocks {
+    fn blocks(&mut self, stage: Stage, direction: Direction) -> Blocks {
         let effective = self.subject.effective;
         let lines: Vec<&Line> = effective
             .lines
             .iter()
-            .filter(|line| line.slot.kind.is_inbound() == (direction == Direction::Ingress))
+            .filter(|line| concerns(line.slot.kind, stage, direction))
             .collect();
-        let any = self.block(direction, None, &lines);
+        let any = self.block(stage, direction, None, &lines);
         let mut ports: BTreeSet<Port> = lines.iter().filter_map(|line| line.slot.port).collect();
-        ports.extend(effective.on_limit_ports.keys());
-        if direction == Direction::Ingress {
+        if stage == Stage::Connections {
+            ports.extend(effective.on_limit_ports.keys());
+        }
+        if stage == Stage::Connections && direction == Direction::Ingress {
             ports.extend(self.subject.probes.into_iter().flat_map(|probes| &probes.ports));
         }
         let ports = ports
             .into_iter()
-            .map(|port| (port, self.block(direction, Some(port), &lines)))
+            .map(|port| (port, self.block(stage, direction, Some(port), &lines)))
             .filter(|(_, block)| *block != any)
             .collect();
         Blocks { any, ports }
     }
 
     /// The rules for one port: what is written for it and what is written for all.
-    fn block(&mut self, direction: Direction, port: Option<Port>, lines: &[&Line]) -> Block {
+    fn block(
+        &mut self,
+        stage: Stage,
+        direction: Direction,
+        port: Option<Port>,
+        lines: &[&Line],
+    ) -> Block {
         let mut lines: Vec<&Line> = lines
             .iter()
             .copied()
@@ -250,7 +261,9 @@ impl<'a> Workload<'a> {
             line: LineRef::Exempt(peer),
         }));
         let drop = self.subject.effective.on_limit(port) == OnLimit::Drop;
-        rules.extend(self.probe_rules(direction, port, drop));
+        if stage == Stage::Connections {
+            rules.extend(self.probe_rules(direction, port, drop));
+        }
         // What refuses without spending comes first; what is counted is given back most easily.
         for line in lines.iter().filter(|line| line.slot.kind.is_breaker()) {
             rules.push(self.limit_rule(line, drop));
@@ -361,6 +374,9 @@ impl<'a> Workload<'a> {
         let reference = LineRef::Limit(line.slot);
         let per_source = line.limit.group;
         let kind = match (line.limit.terms, per_source) {
+            (Terms::Bucket(bucket), _) if line.slot.kind == LimitKind::Packets => {
+                RuleKind::Packets(self.cell(Cell::packets(bucket, reference)))
+            }
             (Terms::Bucket(bucket), Some(group)) => RuleKind::Source {
                 cell: self.cell(Cell::bucket(CellKind::Source, bucket, reference)),
                 group,
@@ -375,6 +391,16 @@ impl<'a> Workload<'a> {
                     cell: self.cell(Cell::load(CellKind::SourceLoad, bounds, reference)),
                     group: group.unwrap_or_default(),
                 }
+            }
+            (Terms::Bandwidth(bandwidth), _)
+                if line.slot.kind == LimitKind::ConnectionBandwidth =>
+            {
+                let cell = Cell::bandwidth(CellKind::Flow, bandwidth, reference);
+                RuleKind::ConnectionBandwidth(self.cell(cell))
+            }
+            (Terms::Bandwidth(bandwidth), _) => {
+                let cell = Cell::bandwidth(CellKind::Debt, bandwidth, reference);
+                RuleKind::Bandwidth(self.cell(cell))
             }
             (Terms::Breaker(breaker), _) => {
                 let cell = self.cell(Cell::breaker(&breaker, reference));
@@ -396,12 +422,26 @@ const fn is_load(kind: LimitKind) -> bool {
     matches!(kind, LimitKind::MaxConnections | LimitKind::MaxHandshakes)
 }
 
+/// Whether what a limit counts is judged at this stage, and goes this way.
+const fn concerns(kind: LimitKind, stage: Stage, direction: Direction) -> bool {
+    match stage {
+        Stage::Connections if kind.is_volume() => false,
+        Stage::Connections => matches!(direction, Direction::Egress) == kind.is_outbound(),
+        Stage::Volumes => match kind {
+            LimitKind::IngressBandwidth => matches!(direction, Direction::Ingress),
+            LimitKind::EgressBandwidth => matches!(direction, Direction::Egress),
+            _ => kind.is_volume(),
+        },
+    }
+}
+
 /// Inner limits first, so that an outer refusal gives back as little as possible: sources before
 /// all, a port before all ports, narrow destinations before wide ones; shadow after what is
 /// enforced.
 fn order(slot: &Slot) -> impl Ord + use<> {
     let width = slot.to.map_or(u8::MAX, |to| u8::MAX - 1 - to.prefix());
-    (!slot.kind.is_per_source(), slot.port.is_none(), slot.beside, width, slot.to)
+    let is_inner = slot.kind.is_per_source() || slot.kind == LimitKind::ConnectionBandwidth;
+    (!is_inner, slot.port.is_none(), slot.beside, width, slot.to)
 }
 
 /// Whether a node probes its workloads from this address.

@@ -468,8 +468,11 @@ proptest! {
         for (at, change) in changes.iter().enumerate() {
             let Change::SetCell { workload, identity, .. } = change else { continue };
             let table = &to.workloads[workload];
-            for direction in [Direction::Ingress, Direction::Egress] {
-                let blocks = table.blocks(direction);
+            let ways = [Direction::Ingress, Direction::Egress];
+            for (stage, direction) in
+                Stage::ALL.into_iter().flat_map(|stage| ways.map(|way| (stage, way)))
+            {
+                let blocks = table.blocks(stage, direction);
                 let ports = blocks.ports.iter().map(|(port, block)| (Some(*port), block));
                 for (port, block) in ports.chain([(None, &blocks.any)]) {
                     if block.rules.iter().all(|rule| rule.kind.cell() != Some(*identity)) {
@@ -477,7 +480,7 @@ proptest! {
                     }
                     let block = block.clone();
                     let workload = workload.clone();
-                    let set = Change::SetBlock { workload, direction, port, block };
+                    let set = Change::SetBlock { workload, stage, direction, port, block };
                     prop_assert!(changes[at..].contains(&set), "{:?} after {:?}", set, change);
                 }
             }
@@ -487,7 +490,7 @@ proptest! {
     #[test]
     fn every_line_stands_in_every_block_it_holds_for(tables in random_tables()) {
         for table in tables.workloads.values() {
-            for blocks in [&table.ingress, &table.egress] {
+            for blocks in [&table.ingress, &table.egress].into_iter().chain(&table.volumes) {
                 for rule in &blocks.any.rules {
                     for block in blocks.ports.values() {
                         prop_assert!(block.rules.iter().any(|other| other.line == rule.line));

@@ -33,6 +33,23 @@ pub struct WorkloadTable {
     pub ingress: Blocks,
     /// Rules from the workload.
     pub egress: Blocks,
+    /// Limits of bytes and packets, towards and from the workload.
+    pub volumes: [Blocks; 2],
+}
+
+/// Which programs judge by a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Those that decide about connections; a port is the one that is called.
+    Connections,
+    /// Those that limit bytes and packets; a port is the workload's own.
+    Volumes,
+}
+
+impl Stage {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Connections, Self::Volumes];
 }
 
 impl WorkloadTable {
@@ -42,18 +59,29 @@ impl WorkloadTable {
         blocks.flat_map(|blocks| blocks.ports.values().chain([&blocks.any])).any(Block::is_tracked)
     }
 
-    /// The blocks of a direction.
-    pub const fn blocks(&self, direction: Direction) -> &Blocks {
-        match direction {
-            Direction::Ingress => &self.ingress,
-            Direction::Egress => &self.egress,
+    /// Whether bytes or packets of the workload are limited.
+    pub fn limits_volumes(&self) -> bool {
+        self.volumes.iter().any(|blocks| *blocks != Blocks::default())
+    }
+
+    /// The blocks of a stage and direction.
+    pub const fn blocks(&self, stage: Stage, direction: Direction) -> &Blocks {
+        let [towards, from] = &self.volumes;
+        match (stage, direction) {
+            (Stage::Connections, Direction::Ingress) => &self.ingress,
+            (Stage::Connections, Direction::Egress) => &self.egress,
+            (Stage::Volumes, Direction::Ingress) => towards,
+            (Stage::Volumes, Direction::Egress) => from,
         }
     }
 
-    pub(super) const fn blocks_mut(&mut self, direction: Direction) -> &mut Blocks {
-        match direction {
-            Direction::Ingress => &mut self.ingress,
-            Direction::Egress => &mut self.egress,
+    pub(super) const fn blocks_mut(&mut self, stage: Stage, direction: Direction) -> &mut Blocks {
+        let [towards, from] = &mut self.volumes;
+        match (stage, direction) {
+            (Stage::Connections, Direction::Ingress) => &mut self.ingress,
+            (Stage::Connections, Direction::Egress) => &mut self.egress,
+            (Stage::Volumes, Direction::Ingress) => towards,
+            (Stage::Volumes, Direction::Egress) => from,
         }
     }
 }
@@ -133,6 +161,12 @@ pub enum RuleKind {
         /// Whether it reads responses of HTTP/1.
         http1: bool,
     },
+    /// Spends bytes from this cell.
+    Bandwidth(Identity),
+    /// Spends packets from this cell.
+    Packets(Identity),
+    /// Spends bytes from the bucket of a connection's direction.
+    ConnectionBandwidth(Identity),
 }
 
 impl RuleKind {
@@ -145,7 +179,10 @@ impl RuleKind {
             | Self::Limit(cell)
             | Self::Load(cell)
             | Self::SourceLoad { cell, .. }
-            | Self::Breaker { cell, .. } => Some(cell),
+            | Self::Breaker { cell, .. }
+            | Self::Bandwidth(cell)
+            | Self::Packets(cell)
+            | Self::ConnectionBandwidth(cell) => Some(cell),
         }
     }
 

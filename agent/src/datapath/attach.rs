@@ -1,7 +1,10 @@
 //! Attaching programs, keeping them attached, and leaving nothing behind.
 //!
-//! A TC program goes first in TCX order; where the kernel has no TCX (before 6.6) it becomes a
-//! clsact filter of priority 1. Each attachment has one pin whose name says what it is; a starting
+//! Where a workload has limits of bytes or packets, a second program stands behind the first, at the
+//! same hook.
+//!
+//! The first TC program goes first in TCX order, the second right behind it; where the kernel has no TCX (before 6.6) it becomes a
+//! clsact filter of priority 1, the second one of priority 2. Each attachment has one pin whose name says what it is; a starting
 //! agent finds it by that name and swaps the program without a gap. The order is: write the map
 //! entry, attach; detach, delete the entry. Foreign programs are left alone.
 
@@ -35,9 +38,9 @@ use crate::{
     workload::netns::{self, NetNs},
 };
 
-/// Our place among clsact filters: before everybody who did not ask for a place. Of one priority,
-/// the last to come runs first.
-const PRIORITY: u16 = 1;
+/// Our places among clsact filters, by rank: before everybody who did not ask for a place. Of one
+/// priority, the last to come runs first.
+const PRIORITIES: [u16; 2] = [1, 2];
 /// Our number there, "weir" in ASCII: others count from 1, and who asks for a number that is taken
 /// replaces the program behind it.
 const HANDLE: TcHandle = TcHandle::new(0x7765, 0x6972);
@@ -47,6 +50,33 @@ const HANDLE: TcHandle = TcHandle::new(0x7765, 0x6972);
 enum Way {
     In,
     Out,
+}
+
+impl Way {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::In => "in",
+            Self::Out => "out",
+        }
+    }
+}
+
+/// Which of the programs at one hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// Decides about connections.
+    First,
+    /// Limits bytes and packets.
+    Volumes,
+}
+
+/// One program of an attachment.
+struct Place {
+    way: Way,
+    rank: Rank,
+    program: &'static str,
+    /// The name of its pin, which says all that is needed to find the program again.
+    pin: String,
 }
 
 /// Where a workload's packets are judged.
@@ -107,6 +137,8 @@ pub struct Attachment {
     pub ifindex: u32,
     /// Whether its packets start with an Ethernet header.
     pub ethernet: bool,
+    /// Whether the programs that limit bytes and packets run there too.
+    pub volumes: bool,
     /// What runs there.
     pub target: Target,
 }
@@ -133,22 +165,50 @@ impl Attachment {
         }
     }
 
-    /// The names of its pins, which say all that is needed to find the program again.
-    fn pins(&self) -> Vec<String> {
+    /// Its TC programs, the first at each hook before the second.
+    fn places(&self) -> Vec<Place> {
         let index = self.ifindex;
-        match &self.target {
-            Target::Uplink(mode) => vec![uplink_pin(index, *mode)],
-            Target::Workload { side, .. } => {
-                let place = match (side, self.cookie()) {
-                    (Side::Host, _) => format!("host-{index}"),
-                    (Side::Own, _) => format!("own-{index}"),
-                    (Side::Pod, cookie) => format!("pod-{index}-{}", cookie.unwrap_or(0)),
-                };
-                vec![format!("{place}-in"), format!("{place}-out")]
+        let Target::Workload { side, .. } = &self.target else { return Vec::new() };
+        let (site, first) = match (side, self.cookie()) {
+            (Side::Host, _) => (format!("host-{index}"), ["weir_host_in", "weir_host_out"]),
+            (Side::Own, _) => (format!("own-{index}"), ["weir_own_in", "weir_own_out"]),
+            (Side::Pod, cookie) => {
+                let site = format!("pod-{index}-{}", cookie.unwrap_or(0));
+                (site, ["weir_own_in", "weir_own_out"])
             }
+        };
+        let ways = || [Way::In, Way::Out].into_iter();
+        let mut places: Vec<Place> = ways()
+            .zip(first)
+            .map(|(way, program)| Place {
+                way,
+                rank: Rank::First,
+                program,
+                pin: format!("{site}-{}", way.name()),
+            })
+            .collect();
+        if self.volumes {
+            places.extend(ways().zip(VOLUME_PROGRAMS).map(|(way, program)| Place {
+                way,
+                rank: Rank::Volumes,
+                program,
+                pin: format!("{site}-{}-bytes", way.name()),
+            }));
+        }
+        places
+    }
+
+    /// The names of its pins.
+    fn pins(&self) -> Vec<String> {
+        match &self.target {
+            Target::Uplink(mode) => vec![uplink_pin(self.ifindex, *mode)],
+            Target::Workload { .. } => self.places().into_iter().map(|place| place.pin).collect(),
         }
     }
 }
+
+/// The programs that limit bytes and packets, on whichever side.
+const VOLUME_PROGRAMS: [&str; 2] = ["weir_bytes_in", "weir_bytes_out"];
 
 /// What is attached now.
 #[derive(Debug)]
@@ -238,19 +298,13 @@ impl Links {
                 .map_err(|source| DatapathError::Map { name: "INTERFACES", source })?;
         }
         let attached = match side {
-            Side::Host => {
-                self.attach_both(attachment, None, ["weir_host_in", "weir_host_out"], programs)
-            }
-            Side::Own => {
-                self.attach_both(attachment, None, ["weir_own_in", "weir_own_out"], programs)
-            }
+            Side::Host | Side::Own => self.attach_all(attachment, None, programs),
             Side::Pod => {
                 let Some(netns) = netns else { return Err(DatapathError::NoSlot) };
-                let names = ["weir_own_in", "weir_own_out"];
                 netns
                     // One instance for each pod: an ifindex says nothing in other namespaces.
                     .run(|| {
-                        let result = self.attach_both(attachment, Some(slot), names, programs);
+                        let result = self.attach_all(attachment, Some(slot), programs);
                         programs.forget(slot);
                         result
                     })
@@ -269,17 +323,21 @@ impl Links {
     /// others can put themselves before us at any time.
     fn look(&self, attachment: &Attachment, attached: &Attached) -> Option<Attached> {
         let Target::Workload { side, netns, .. } = &attachment.target else { return None };
-        let pins = attachment.pins().into_iter().map(|name| self.directory.join(name));
+        let places = attachment.places();
+        let path = |place: &Place| self.directory.join(&place.pin);
         if attached.kind != "tcx" {
-            return pins.into_iter().all(|path| path.exists()).then(|| attached.clone());
+            return places.iter().all(|place| path(place).exists()).then(|| attached.clone());
         }
         let look = || {
             let mut before = Vec::new();
-            for (path, way) in pins.zip([Way::In, Way::Out]) {
-                let link = FdLink::from(PinnedLink::from_pin(path).ok()?);
+            for place in &places {
+                let link = FdLink::from(PinnedLink::from_pin(path(place)).ok()?);
                 let ours = link.info().ok()?.program_id();
-                let hook = hook(*side == Side::Host, way);
-                before.extend(programs_before(ours, &attachment.interface, hook)?);
+                let hook = hook(*side == Side::Host, place.way);
+                let earlier = programs_before(ours, &attachment.interface, hook)?;
+                if place.rank == Rank::First {
+                    before.extend(earlier);
+                }
             }
             Some(Attached { kind: attached.kind, before })
         };
@@ -289,18 +347,19 @@ impl Links {
         }
     }
 
-    /// Attaches both directions; called inside the interface's namespace.
-    fn attach_both(
+    /// Attaches all programs; called inside the interface's namespace.
+    fn attach_all(
         &mut self,
         attachment: &Attachment,
         slot: Option<u32>,
-        [towards, from]: [&'static str; 2],
         programs: &mut Programs,
     ) -> Result<Attached, DatapathError> {
-        // Both must load before the first is attached: half a limiter surprises.
+        // All must load before the first is attached: half a limiter surprises.
         let variant = Variant { slot, ethernet: attachment.ethernet };
-        programs.classifier(variant, towards)?;
-        programs.classifier(variant, from)?;
+        let places = attachment.places();
+        for place in &places {
+            programs.classifier(variant, place.program)?;
+        }
         // Loading took its time, and programs are attached by name: another interface may have it
         // by now, which the next look will find.
         if nix::net::if_::if_nametoindex(attachment.interface.as_str()) != Ok(attachment.ifindex) {
@@ -312,26 +371,29 @@ impl Links {
         let host = matches!(&attachment.target, Target::Workload { side: Side::Host, .. });
         let mut before = Vec::new();
         let mut kind = "tcx";
-        for (name, pin, way) in attachment
-            .pins()
-            .into_iter()
-            .zip([towards, from])
-            .zip([Way::In, Way::Out])
-            .map(|((pin, name), way)| (name, pin, way))
-        {
-            let hook = hook(host, way);
-            let program = programs.classifier(variant, name)?;
-            kind =
-                self.attach_one(program, &attachment.interface, hook, &pin).map_err(|error| {
-                    match error {
-                        AttachError::Program(source) => DatapathError::Attach {
-                            interface: attachment.interface.clone(),
-                            source,
-                        },
-                        AttachError::Pin(path, source) => DatapathError::Pin { path, source },
+        for place in &places {
+            let hook = hook(host, place.way);
+            let first = places.iter().find(|first| first.way == place.way);
+            let order = match (place.rank, first) {
+                (Rank::Volumes, Some(first)) => {
+                    let first = programs.classifier(variant, first.program)?;
+                    LinkOrder::after_program(first).map_err(|error| DatapathError::Attach {
+                        interface: attachment.interface.clone(),
+                        source: error.into(),
+                    })?
+                }
+                _ => LinkOrder::first(),
+            };
+            let program = programs.classifier(variant, place.program)?;
+            kind = self.attach_one(program, &attachment.interface, hook, place, order).map_err(
+                |error| match error {
+                    AttachError::Program(source) => {
+                        DatapathError::Attach { interface: attachment.interface.clone(), source }
                     }
-                })?;
-            if kind == "tcx" {
+                    AttachError::Pin(path, source) => DatapathError::Pin { path, source },
+                },
+            )?;
+            if kind == "tcx" && place.rank == Rank::First {
                 let ours = program.info().map(|info| info.id()).unwrap_or_default();
                 let others = programs_before(ours, &attachment.interface, hook);
                 before.extend(others.unwrap_or_default());
@@ -345,20 +407,21 @@ impl Links {
         program: &mut SchedClassifier,
         interface: &str,
         hook: TcAttachType,
-        pin: &str,
+        place: &Place,
+        order: LinkOrder,
     ) -> Result<&'static str, AttachError> {
-        let path = self.directory.join(pin);
-        self.inherited.remove(pin);
+        let path = self.directory.join(&place.pin);
+        self.inherited.remove(&place.pin);
+        let priority = PRIORITIES[place.rank as usize];
         if path.exists() {
-            match replace(program, interface, hook, &path) {
+            match replace(program, interface, hook, priority, &path) {
                 Ok(kind) => return Ok(kind),
                 // The interface died and took the link along, or somebody removed the filter.
                 Err(_) => remove_pin(&path)?,
             }
         }
         if !self.no_tcx {
-            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-            match program.attach_with_options(interface, hook, order) {
+            match program.attach_with_options(interface, hook, TcAttachOptions::TcxOrder(order)) {
                 Ok(id) => {
                     let link: FdLink = program.take_link(id)?.try_into()?;
                     link.pin(&path)
@@ -375,7 +438,7 @@ impl Links {
         }
         // Somebody else's clsact serves as well; it is never removed.
         let _ = tc::qdisc_add_clsact(interface);
-        let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+        let options = NlOptions { priority, handle: HANDLE, classid: None };
         let id = program.attach_with_options(interface, hook, TcAttachOptions::Netlink(options))?;
         keep_filter(program.take_link(id)?);
         // A filter has no link to pin; the program's pin marks that it is there.
@@ -451,11 +514,14 @@ impl Links {
 
     fn detach(&mut self, attachment: &Attachment, kept: &BTreeSet<String>, writers: &mut Writers) {
         let attached = self.current.remove(attachment);
-        if attachment.pins().iter().any(|pin| kept.contains(pin)) {
-            return;
-        }
         let clsact = attached.is_some_and(|(attached, _)| attached.kind == "clsact");
-        let filters = || remove_filters(&attachment.interface);
+        let gone: Vec<Place> =
+            attachment.places().into_iter().filter(|place| !kept.contains(&place.pin)).collect();
+        let filters = || {
+            for place in &gone {
+                remove_filter(&attachment.interface, place.program);
+            }
+        };
         if clsact {
             match &attachment.target {
                 Target::Workload { side: Side::Pod, netns: Some(netns), .. } => {
@@ -465,10 +531,12 @@ impl Links {
                 _ => filters(),
             }
         }
-        for pin in attachment.pins() {
+        let pins = attachment.pins();
+        for pin in pins.iter().filter(|pin| !kept.contains(*pin)) {
             let _ = fs::remove_file(self.directory.join(pin));
         }
-        if attachment.is_found_by_interface() {
+        let is_left = !pins.iter().any(|pin| kept.contains(pin));
+        if is_left && attachment.is_found_by_interface() {
             let _ = writers.interfaces.remove(&attachment.ifindex);
         }
     }
@@ -537,6 +605,7 @@ fn replace(
     program: &mut SchedClassifier,
     interface: &str,
     hook: TcAttachType,
+    priority: u16,
     path: &Path,
 ) -> Result<&'static str, AnyError> {
     match pinned_link(path) {
@@ -547,7 +616,7 @@ fn replace(
             Ok("tcx")
         }
         Err(_) => {
-            let link = SchedClassifierLink::attached(interface, hook, PRIORITY, HANDLE, None)?;
+            let link = SchedClassifierLink::attached(interface, hook, priority, HANDLE, None)?;
             let id = program.attach_to_link(link)?;
             keep_filter(program.take_link(id)?);
             Ok("clsact")
@@ -570,12 +639,6 @@ fn replace_uplink(program: &mut Xdp, path: &Path) -> Result<(), AnyError> {
 /// A filter's handle removes it when dropped; filters are to outlive this process.
 fn keep_filter(link: SchedClassifierLink) {
     std::mem::forget(link);
-}
-
-fn remove_filters(interface: &str) {
-    for name in ["weir_host_in", "weir_host_out", "weir_own_in", "weir_own_out"] {
-        remove_filter(interface, name);
-    }
 }
 
 fn remove_filter(interface: &str, program: &str) {
@@ -602,19 +665,22 @@ fn remove_inherited(directory: &Path, name: &str, namespaces: &LazyCell<Vec<NetN
             remove_filter(&interface, &format!("weir_{side}_{way}"));
         }
     };
+    let in_pod = |side, index: &str, cookie: &str, way: &str| {
+        // It went with its namespace, or the namespace is found.
+        let is_its = |netns: &&NetNs| cookie.parse() == Ok(netns.cookie());
+        if let Some(netns) = namespaces.iter().find(is_its) {
+            let _ = netns.run(|| filter(side, index, way));
+        }
+    };
     let words: Vec<&str> = name.split('-').collect();
     match words[..] {
         // Its pin is all that holds a link.
         _ if pinned_link(&path).is_ok() => {}
         ["host", index, way] => filter("host", index, way),
         ["own", index, way] => filter("own", index, way),
-        ["pod", index, cookie, way] => {
-            // It went with its namespace, or the namespace is found.
-            let is_its = |netns: &&NetNs| cookie.parse() == Ok(netns.cookie());
-            if let Some(netns) = namespaces.iter().find(is_its) {
-                let _ = netns.run(|| filter("own", index, way));
-            }
-        }
+        ["host" | "own", index, way, "bytes"] => filter("bytes", index, way),
+        ["pod", index, cookie, way] => in_pod("own", index, cookie, way),
+        ["pod", index, cookie, way, "bytes"] => in_pod("bytes", index, cookie, way),
         _ => {}
     }
     let _ = fs::remove_file(path);

@@ -21,6 +21,7 @@ use std::{
 use serde::Serialize;
 use weir_common::{
     breaker,
+    debt::{self, Tariff},
     gcra::{self, Params},
     layout::{CellKind, MAX_CELLS, Record},
     load, way,
@@ -28,7 +29,7 @@ use weir_common::{
 
 use super::{
     error::DatapathError,
-    maps::{CellCounts, Maps, Writers},
+    maps::{CellCounts, Maps, VolumeCounts, Writers},
 };
 use crate::{
     clock::Clock,
@@ -44,6 +45,7 @@ struct Entry {
     record: Record,
     /// What happened at the cells that the limit had before, as far as this process saw.
     carried: CellCounts,
+    volume: VolumeCounts,
     /// Until when the cell is kept although no rule names it.
     kept_until_ns: Option<u64>,
 }
@@ -51,7 +53,7 @@ struct Entry {
 impl Entry {
     const fn new(index: u32, record: Record) -> Self {
         let carried = CellCounts { admitted: 0, refused: 0, shadowed: 0 };
-        Self { index, record, carried, kept_until_ns: None }
+        Self { index, record, carried, volume: VolumeCounts::ZERO, kept_until_ns: None }
     }
 
     fn kind(&self) -> CellKind {
@@ -61,8 +63,9 @@ impl Entry {
 
 /// Whether the state means the same under other parameters.
 const fn outlives_parameters(kind: CellKind) -> bool {
-    // The number of a source's cell places the sources' buckets: they keep what they spent.
-    matches!(kind, CellKind::Source) || is_tracked(kind)
+    // The number of such a cell places the buckets of sources and connections: they keep what they
+    // spent.
+    matches!(kind, CellKind::Source | CellKind::Flow) || is_tracked(kind)
 }
 
 /// Whether connections that are open name the cell, or are counted under its number.
@@ -75,8 +78,8 @@ const fn is_tracked(kind: CellKind) -> bool {
 struct Move {
     from: Entry,
     to: Entry,
-    /// The old cell's word when the new one was filled from it.
-    word: u64,
+    /// The old cell's words when the new one was filled from it; the second of a debt only.
+    words: [u64; 2],
 }
 
 /// The directory.
@@ -100,6 +103,8 @@ pub struct CellView {
     /// Where a breaker is; of a breaker only.
     #[serde(skip)]
     pub breaker: Option<breaker::View>,
+    /// What passed and what did not; of limits of bytes and packets only.
+    pub volume: Option<VolumeCounts>,
     /// What happened so far.
     pub counts: CellCounts,
 }
@@ -169,6 +174,8 @@ impl Cells {
             compile::CellKind::Load => CellKind::Load,
             compile::CellKind::SourceLoad => CellKind::SourceLoad,
             compile::CellKind::Breaker => CellKind::Breaker,
+            compile::CellKind::Debt => CellKind::Debt,
+            compile::CellKind::Flow => CellKind::Flow,
         };
         if let Some(entry) = self.entries.get_mut(&identity) {
             entry.kept_until_ns = None;
@@ -187,18 +194,17 @@ impl Cells {
         }
         let mut entry = self.allocate(identity, kind, cell.params, writers)?;
         entry.carried = old.map(|old| old.carried).unwrap_or_default();
-        let word = match old.filter(|old| old.record.kind == kind as u32) {
-            Some(old) => {
-                let word = word_of(maps, old.index);
-                self.moves.push(Move { from: old, to: entry, word });
-                let now = gcra::q8(clock.monotonic_ns());
-                gcra::rescale(word, now, &old.record.params, &cell.params)
-            }
-            None => 0,
-        };
+        entry.volume = old.map(|old| old.volume).unwrap_or_default();
+        let mut words = [0; 2];
+        if let Some(old) = old.filter(|old| old.record.kind == kind as u32) {
+            let before = words_of(maps, old.index);
+            self.moves.push(Move { from: old, to: entry, words: before });
+            let now = gcra::q8(clock.monotonic_ns());
+            words = before.map(|word| rescale(kind, word, now, &old.record.params, &cell.params));
+        }
         // Whoever had the cell before may have used more of its words.
         for (index, state) in maps.cell_words(entry.index).enumerate() {
-            state.store(if index == 0 { word } else { 0 }, Ordering::SeqCst);
+            state.store(words.get(index).copied().unwrap_or(0), Ordering::SeqCst);
         }
         self.owners.insert(entry.index, identity);
         self.entries.insert(identity, entry);
@@ -235,21 +241,23 @@ impl Cells {
     /// Charges the new cells for what was spent at the old ones after they were copied. Called
     /// when no packet can hold the old rules any more.
     pub(super) fn settle(&mut self, maps: &Maps) {
-        for Move { from, to, word } in self.moves.drain(..) {
+        for Move { from, to, words } in self.moves.drain(..) {
             let identity = Identity::from_words(to.record.identity);
             if let (Some(entry), Ok(counts)) =
                 (self.entries.get_mut(&identity), maps.counts(from.index))
             {
                 entry.carried = entry.carried.and(counts);
+                entry.volume = entry.volume.and(maps.volume(from.index).unwrap_or_default());
             }
-            let spent = word_of(maps, from.index).wrapping_sub(word) as i64;
-            let tokens = if spent > 0 { spent as u64 / from.record.params.cost } else { 0 };
-            if let (Some(state), true) = (maps.cell(to.index), tokens > 0 && word != 0) {
-                let charge =
-                    tokens.saturating_mul(to.record.params.cost).min(to.record.params.burst);
-                let _ = state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| {
-                    (word != 0).then(|| word.wrapping_add(charge))
-                });
+            let now = words_of(maps, from.index);
+            for ((state, before), now) in maps.cell_words(to.index).zip(words).zip(now) {
+                let spent = now.wrapping_sub(before) as i64;
+                let charge = in_tokens(spent, &from.record.params, &to.record.params);
+                if charge > 0 && before != 0 {
+                    let _ = state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| {
+                        (word != 0).then(|| word.wrapping_add(charge))
+                    });
+                }
             }
         }
     }
@@ -326,8 +334,14 @@ impl Cells {
         let counts = entry.carried.and(maps.counts(entry.index).ok()?);
         let now_ns = clock.monotonic_ns();
         let word = word_of(maps, entry.index);
-        let mut view =
-            CellView { index: entry.index, tokens: None, load: None, breaker: None, counts };
+        let mut view = CellView {
+            index: entry.index,
+            tokens: None,
+            load: None,
+            breaker: None,
+            volume: None,
+            counts,
+        };
         match entry.kind() {
             CellKind::Gcra => {
                 let tokens = gcra::tokens_left(word, gcra::q8(now_ns), &entry.record.params);
@@ -348,10 +362,41 @@ impl Cells {
                 let params = breaker::Params::unpack([word(0), word(1), word(2)]);
                 view.breaker = Some(breaker::read(&line, &params, now_ns));
             }
+            CellKind::Debt | CellKind::Flow => {
+                let volume = entry.volume.and(maps.volume(entry.index).ok()?);
+                view.volume = Some(volume);
+                view.counts = CellCounts {
+                    admitted: volume.passed_packets,
+                    refused: volume.dropped_packets,
+                    shadowed: volume.shadowed_packets,
+                };
+            }
             _ => {}
         }
         Some(view)
     }
+}
+
+/// The first two state words of a cell.
+fn words_of(maps: &Maps, index: u32) -> [u64; 2] {
+    let mut words = maps.cell_words(index).map(|word| word.load(Ordering::SeqCst));
+    [words.next().unwrap_or(0), words.next().unwrap_or(0)]
+}
+
+/// A state word of a bucket whose parameters change.
+fn rescale(kind: CellKind, word: u64, now: gcra::Q8, old: &Params, new: &Params) -> u64 {
+    if kind != CellKind::Debt {
+        return gcra::rescale(word, now, old, new);
+    }
+    let tariff = |params: &Params| Tariff { price: params.cost, burst: params.burst };
+    debt::rescale(word, now, &tariff(old), &tariff(new))
+}
+
+/// What was spent under old parameters, as time under new ones; a burst at most.
+fn in_tokens(spent: i64, old: &Params, new: &Params) -> u64 {
+    let spent = u128::from(spent.max(0).unsigned_abs());
+    let charge = spent * u128::from(new.cost) / u128::from(old.cost.max(1));
+    u64::try_from(charge).unwrap_or(u64::MAX).min(new.burst)
 }
 
 fn word_of(maps: &Maps, index: u32) -> u64 {

@@ -15,8 +15,8 @@ use weir_common::{
     addr::Addr,
     handshake,
     layout::{
-        Block, CellLine, Config, Counts, HOOKS, Hook, Local, MAX_BREAKERS, MAX_CELLS, MAX_LOADS,
-        PENDING_LINES, Record, SOURCE_LINES, Slot, TRACK_LINES, Tally, Workload,
+        Block, CellLine, Config, Counts, FLOW_LINES, HOOKS, Hook, Local, MAX_BREAKERS, MAX_CELLS,
+        MAX_LOADS, PENDING_LINES, Record, SOURCE_LINES, Slot, TRACK_LINES, Tally, Volume, Workload,
     },
     nh::Secret,
     source,
@@ -29,7 +29,7 @@ use super::error::DatapathError;
 use crate::clock::Clock;
 
 /// All pinned maps.
-pub(super) const NAMES: [&str; 18] = [
+pub(super) const NAMES: [&str; 20] = [
     "CONFIG",
     "CELLS",
     "RECORDS",
@@ -47,6 +47,8 @@ pub(super) const NAMES: [&str; 18] = [
     "TRACKS",
     "SLOTS",
     "SOURCE_LOADS",
+    "FLOWS",
+    "VOLUMES",
     "EVENTS",
 ];
 
@@ -117,7 +119,9 @@ pub struct Maps {
     cells: Mapped,
     sources: Mapped,
     pending: Mapped,
+    flows: Mapped,
     counts: PerCpuArray<MapData, Counts>,
+    volumes: PerCpuArray<MapData, Volume>,
     tallies: PerCpuArray<MapData, Tally>,
 }
 
@@ -132,6 +136,7 @@ pub(super) struct Writers {
     pub(super) locals: HashMap<MapData, Local, u32>,
     pub(super) addresses: HashMap<MapData, Addr, u32>,
     counts: PerCpuArray<MapData, Counts>,
+    volumes: PerCpuArray<MapData, Volume>,
     tallies: PerCpuArray<MapData, Tally>,
 }
 
@@ -147,12 +152,14 @@ impl Writers {
             locals: hash(directory, "LOCALS")?,
             addresses: hash(directory, "ADDRESSES")?,
             counts: per_cpu(directory, "COUNTS")?,
+            volumes: per_cpu(directory, "VOLUMES")?,
             tallies: per_cpu(directory, "TALLIES")?,
         })
     }
 
     /// Forgets what happened at a cell: it is another limit's now.
     pub(super) fn clear_counts(&mut self, cell: u32) -> Result<(), DatapathError> {
+        clear(&mut self.volumes, "VOLUMES", cell)?;
         clear(&mut self.counts, "COUNTS", cell)
     }
 
@@ -196,6 +203,82 @@ impl CellCounts {
     }
 }
 
+/// What passed a limit of bytes or packets and what did not, summed over CPUs; packets as on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct VolumeCounts {
+    /// Bytes that passed.
+    pub passed_bytes: u64,
+    /// Packets that passed.
+    pub passed_packets: u64,
+    /// Of these, bytes that were marked (ECN).
+    pub marked_bytes: u64,
+    /// Packets that were marked.
+    pub marked_packets: u64,
+    /// Bytes that were dropped.
+    pub dropped_bytes: u64,
+    /// Packets that were dropped.
+    pub dropped_packets: u64,
+    /// Bytes that would have been dropped, were the limit not in shadow.
+    pub shadowed_bytes: u64,
+    /// Packets that would have been dropped.
+    pub shadowed_packets: u64,
+}
+
+impl VolumeCounts {
+    /// Nothing.
+    pub(super) const ZERO: Self = Self {
+        passed_bytes: 0,
+        passed_packets: 0,
+        marked_bytes: 0,
+        marked_packets: 0,
+        dropped_bytes: 0,
+        dropped_packets: 0,
+        shadowed_bytes: 0,
+        shadowed_packets: 0,
+    };
+
+    /// Both together.
+    pub(super) const fn and(self, other: Self) -> Self {
+        // Wrapping: what is given back may be counted on another CPU than what passed.
+        Self {
+            passed_bytes: self.passed_bytes.wrapping_add(other.passed_bytes),
+            passed_packets: self.passed_packets.wrapping_add(other.passed_packets),
+            marked_bytes: self.marked_bytes.wrapping_add(other.marked_bytes),
+            marked_packets: self.marked_packets.wrapping_add(other.marked_packets),
+            dropped_bytes: self.dropped_bytes.wrapping_add(other.dropped_bytes),
+            dropped_packets: self.dropped_packets.wrapping_add(other.dropped_packets),
+            shadowed_bytes: self.shadowed_bytes.wrapping_add(other.shadowed_bytes),
+            shadowed_packets: self.shadowed_packets.wrapping_add(other.shadowed_packets),
+        }
+    }
+}
+
+impl From<&Volume> for VolumeCounts {
+    fn from(volume: &Volume) -> Self {
+        let Volume {
+            passed_bytes,
+            passed_packets,
+            marked_bytes,
+            marked_packets,
+            dropped_bytes,
+            dropped_packets,
+            shadowed_bytes,
+            shadowed_packets,
+        } = *volume;
+        Self {
+            passed_bytes,
+            passed_packets,
+            marked_bytes,
+            marked_packets,
+            dropped_bytes,
+            dropped_packets,
+            shadowed_bytes,
+            shadowed_packets,
+        }
+    }
+}
+
 /// The decisions of a workload at a hook, summed over CPUs; only those that happened.
 pub type TallyView = Vec<(Verdict, Reason, u64)>;
 
@@ -206,7 +289,9 @@ impl Maps {
             cells: Mapped::open(directory, "CELLS", MAX_CELLS as usize * CELL_WORDS)?,
             sources: Mapped::open(directory, "SOURCES", SOURCE_LINES as usize * way::LINE)?,
             pending: Mapped::open(directory, "PENDING", PENDING_LINES as usize * way::LINE)?,
+            flows: Mapped::open(directory, "FLOWS", FLOW_LINES as usize * way::LINE)?,
             counts: per_cpu(directory, "COUNTS")?,
+            volumes: per_cpu(directory, "VOLUMES")?,
             tallies: per_cpu(directory, "TALLIES")?,
         })
     }
@@ -284,6 +369,15 @@ impl Maps {
         })
     }
 
+    /// What passed a limit of bytes.
+    pub fn volume(&self, cell: u32) -> Result<VolumeCounts, DatapathError> {
+        let values = self
+            .volumes
+            .get(&cell, 0)
+            .map_err(|source| DatapathError::Map { name: "VOLUMES", source })?;
+        Ok(values.iter().map(VolumeCounts::from).fold(VolumeCounts::ZERO, VolumeCounts::and))
+    }
+
     /// The decisions of a slot at a hook.
     pub fn tally(&self, slot: u32, hook: Hook) -> Result<TallyView, DatapathError> {
         let values = self
@@ -310,6 +404,7 @@ impl Maps {
         let now_ns = clock.monotonic_ns();
         let now = Tick::from_ns(now_ns);
         clear_absent(&self.sources, |word| way::ahead(word, now) == 0)
+            + clear_absent(&self.flows, |word| way::ahead(word, now) == 0)
             + clear_absent(&self.pending, |word| handshake::ahead(word, now_ns) == 0)
     }
 

@@ -35,7 +35,7 @@ pub use self::{
     connect::Caller,
     error::DatapathError,
     events::Events,
-    maps::{CellCounts, Maps, TallyView},
+    maps::{CellCounts, Maps, TallyView, VolumeCounts},
     publish::Rules,
     recount::{Counter, Recount},
     tracks::{Adopted, Adoption, Connection, HalfClosed, Key, Seen, Tracks, counts_in},
@@ -150,6 +150,15 @@ impl Datapath {
         until_ns: u64,
     ) -> Result<bool, DatapathError> {
         self.publisher.shadow_until(workload, until_ns, &mut self.writers)
+    }
+
+    /// Tells the kernel in which directions, towards and from a workload, packets can be delayed.
+    pub fn set_paced(
+        &mut self,
+        workload: Identity,
+        directions: [bool; 2],
+    ) -> Result<(), DatapathError> {
+        self.publisher.set_paced(workload, directions, &mut self.writers)
     }
 
     /// Until when a workload is shadowed (CLOCK_MONOTONIC, ns); 0 when it is not.

@@ -9,8 +9,9 @@ use std::{
 };
 
 use weir_common::layout::{
-    Block, Direction, MAX_BLOCKS, MAX_PORTS, MAX_WORKLOADS, PORTS_EGRESS, PORTS_INGRESS, TRACKED,
-    Workload, port_key,
+    BYTE_PORTS_EGRESS, BYTE_PORTS_INGRESS, BYTES_KEY, Block, Direction, MAX_BLOCKS, MAX_PORTS,
+    MAX_WORKLOADS, PACED_EGRESS, PACED_INGRESS, PORTS_EGRESS, PORTS_INGRESS, TRACKED, Workload,
+    bytes_key, port_key,
 };
 
 use super::{
@@ -21,7 +22,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    compile::{Identity, Tables, WorkloadTable},
+    compile::{Identity, Stage, Tables, WorkloadTable},
 };
 
 /// A program run lasts microseconds; nothing holds an old block for this long.
@@ -34,10 +35,13 @@ const SETTLE: std::time::Duration = std::time::Duration::from_millis(2);
 struct Published {
     slot: u32,
     record: Workload,
-    /// The block of any port, by direction; 0 for none.
-    any: [u32; 2],
-    ports: BTreeMap<(Direction, u16), u32>,
+    /// The block of any port, by stage and direction; 0 for none.
+    any: [[u32; 2]; 2],
+    ports: BTreeMap<PortKey, u32>,
 }
+
+/// One of a workload's ports, for the programs of a stage in a direction.
+type PortKey = (Stage, Direction, u16);
 
 impl Published {
     const fn is_tracked(&self) -> bool {
@@ -45,7 +49,8 @@ impl Published {
     }
 
     fn blocks(&self) -> impl Iterator<Item = u32> + '_ {
-        self.any.iter().chain(self.ports.values()).copied().filter(|&index| index != 0)
+        let any = self.any.as_flattened().iter();
+        any.chain(self.ports.values()).copied().filter(|&index| index != 0)
     }
 }
 
@@ -67,10 +72,11 @@ impl<'a> Rules<'a> {
         self.published.is_tracked()
     }
 
-    /// The rules for a port, if any hold.
+    /// The rules about connections for a port, if any hold.
     pub fn of_port(&self, direction: Direction, port: u16) -> Option<&'a Block> {
-        let any = self.published.any[direction as usize];
-        let index = self.published.ports.get(&(direction, port)).copied().unwrap_or(any);
+        let stage = Stage::Connections;
+        let any = self.published.any[stage as usize][direction as usize];
+        let index = self.published.ports.get(&(stage, direction, port)).copied().unwrap_or(any);
         self.contents.get(&index)
     }
 
@@ -126,8 +132,8 @@ impl Publisher {
                 .map_err(|source| DatapathError::Map { name: "WORKLOADS", source })?;
             if record.identity != [0, 0] {
                 let identity = Identity::from_words(record.identity);
-                let published =
-                    Published { slot, record, any: record.any_port, ports: BTreeMap::new() };
+                let any = [record.any_port, record.any_port_bytes];
+                let published = Published { slot, record, any, ports: BTreeMap::new() };
                 publisher.free_slots.remove(&slot);
                 publisher.workloads.insert(identity, published);
                 slots.insert(slot, identity);
@@ -136,10 +142,10 @@ impl Publisher {
         for entry in writers.ports.iter() {
             let (key, block) =
                 entry.map_err(|source| DatapathError::Map { name: "PORTS", source })?;
-            let (slot, direction, port) = split(key);
+            let (slot, key) = split(key);
             let owner = slots.get(&slot).and_then(|identity| publisher.workloads.get_mut(identity));
             if let Some(published) = owner {
-                published.ports.insert((direction, port), block);
+                published.ports.insert(key, block);
             }
         }
         let used: Vec<u32> = publisher.workloads.values().flat_map(Published::blocks).collect();
@@ -266,10 +272,11 @@ impl Publisher {
             }
         }
         let slot = published.slot;
-        let mut any = [0; 2];
-        let mut flags = 0;
+        let mut any = [[0; 2]; 2];
+        // Whether packets are delayed is decided by what they are seen at, not by the policy.
+        let mut flags = published.record.flags & (PACED_INGRESS | PACED_EGRESS);
         if table.is_tracked() {
-            flags = TRACKED;
+            flags |= TRACKED;
             if !published.is_tracked() && published.record.identity != [0, 0] {
                 // Before the first connection that is tracked: its answer is no SYN.
                 published.record.flags |= TRACKED;
@@ -277,30 +284,31 @@ impl Publisher {
             }
         }
         let mut ports = BTreeMap::new();
-        for direction in [Direction::Ingress, Direction::Egress] {
-            let blocks = table.blocks(direction);
-            let place = direction as usize;
-            any[place] =
-                self.block(published.any[place], &blocks.any, table, cells, writers, clock)?;
+        let ways = [Direction::Ingress, Direction::Egress];
+        for (stage, direction) in
+            Stage::ALL.into_iter().flat_map(|stage| ways.map(|way| (stage, way)))
+        {
+            let blocks = table.blocks(stage, direction);
+            let before = published.any[stage as usize][direction as usize];
+            any[stage as usize][direction as usize] =
+                self.block(before, &blocks.any, table, cells, writers, clock)?;
             for (&port, block) in &blocks.ports {
-                let key = (direction, port.number());
+                let key = (stage, direction, port.number());
                 let before = published.ports.get(&key).copied().unwrap_or(0);
                 let index = self.block(before, block, table, cells, writers, clock)?;
                 if index != before {
-                    writers
-                        .ports
-                        .insert(port_key(slot, direction, port.number()), index, 0)
-                        .map_err(|_| DatapathError::Full {
-                            what: "ports with limits",
-                            limit: MAX_PORTS,
-                        })?;
+                    writers.ports.insert(join(slot, key), index, 0).map_err(|_| {
+                        DatapathError::Full { what: "ports with limits", limit: MAX_PORTS }
+                    })?;
                 }
                 ports.insert(key, index);
             }
             if !blocks.ports.is_empty() {
-                flags |= match direction {
-                    Direction::Ingress => PORTS_INGRESS,
-                    Direction::Egress => PORTS_EGRESS,
+                flags |= match (stage, direction) {
+                    (Stage::Connections, Direction::Ingress) => PORTS_INGRESS,
+                    (Stage::Connections, Direction::Egress) => PORTS_EGRESS,
+                    (Stage::Volumes, Direction::Ingress) => BYTE_PORTS_INGRESS,
+                    (Stage::Volumes, Direction::Egress) => BYTE_PORTS_EGRESS,
                 };
             }
         }
@@ -313,17 +321,17 @@ impl Publisher {
             reset_cost: budget.params.cost,
             reset_burst: budget.params.burst,
             reset_cell,
-            any_port: any,
+            any_port: any[Stage::Connections as usize],
             flags,
+            any_port_bytes: any[Stage::Volumes as usize],
         };
         write(writers, slot, record)?;
-        for (&(direction, port), _) in
-            published.ports.iter().filter(|(key, _)| !ports.contains_key(key))
-        {
+        for &key in published.ports.keys().filter(|key| !ports.contains_key(key)) {
             // Not there: nothing to remove.
-            let _ = writers.ports.remove(&port_key(slot, direction, port));
+            let _ = writers.ports.remove(&join(slot, key));
         }
-        let kept: BTreeSet<u32> = any.iter().chain(ports.values()).copied().collect();
+        let kept: BTreeSet<u32> =
+            any.as_flattened().iter().chain(ports.values()).copied().collect();
         let left: Vec<u32> = published.blocks().filter(|index| !kept.contains(index)).collect();
         for index in left {
             self.discard(Garbage::Block(index), clock);
@@ -374,8 +382,8 @@ impl Publisher {
     ) -> Result<(), DatapathError> {
         let Some(published) = self.workloads.remove(&identity) else { return Ok(()) };
         write(writers, published.slot, Workload::default())?;
-        for &(direction, port) in published.ports.keys() {
-            let _ = writers.ports.remove(&port_key(published.slot, direction, port));
+        for &key in published.ports.keys() {
+            let _ = writers.ports.remove(&join(published.slot, key));
         }
         for index in published.blocks() {
             self.discard(Garbage::Block(index), clock);
@@ -394,6 +402,25 @@ impl Publisher {
         published.record.shadow_until_ns = until_ns;
         write(writers, published.slot, published.record)?;
         Ok(true)
+    }
+
+    /// Tells the kernel in which directions packets of a workload can be delayed.
+    pub(super) fn set_paced(
+        &mut self,
+        workload: Identity,
+        [towards, from]: [bool; 2],
+        writers: &mut Writers,
+    ) -> Result<(), DatapathError> {
+        let Some(published) = self.workloads.get_mut(&workload) else { return Ok(()) };
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        let mut record = published.record;
+        record.flags &= !(PACED_INGRESS | PACED_EGRESS);
+        record.flags |= flag(towards, PACED_INGRESS) | flag(from, PACED_EGRESS);
+        if record == published.record {
+            return Ok(());
+        }
+        published.record = record;
+        write(writers, published.slot, record)
     }
 
     pub(super) fn shadowed_until(&self, workload: Identity) -> u64 {
@@ -457,8 +484,17 @@ fn write(writers: &mut Writers, slot: u32, record: Workload) -> Result<(), Datap
         .map_err(|source| DatapathError::Map { name: "WORKLOADS", source })
 }
 
+/// A key of `PORTS`.
+const fn join(slot: u32, (stage, direction, port): PortKey) -> u32 {
+    match stage {
+        Stage::Connections => port_key(slot, direction, port),
+        Stage::Volumes => bytes_key(slot, direction, port),
+    }
+}
+
 /// A key of `PORTS`, taken apart.
-const fn split(key: u32) -> (u32, Direction, u16) {
+const fn split(key: u32) -> (u32, PortKey) {
+    let stage = if key & BYTES_KEY == 0 { Stage::Connections } else { Stage::Volumes };
     let direction = if key >> 16 & 1 == 0 { Direction::Ingress } else { Direction::Egress };
-    (key >> 17, direction, key as u16)
+    ((key & !BYTES_KEY) >> 17, (stage, direction, key as u16))
 }

@@ -22,11 +22,14 @@ use super::{
     Traces,
     labels::{
         Attached, Build, Condition, Decision, Edge, Fault, Kind, Limit, Node, Outcome, Uplink,
-        Workload, kind_of,
+        Volume, Workload, kind_of,
     },
 };
-use crate::app::view::{
-    AuditStatus, CONDITIONS, Histogram, KubernetesStatus, LimitStatus, Status, WorkloadStatus,
+use crate::{
+    app::view::{
+        AuditStatus, CONDITIONS, Histogram, KubernetesStatus, LimitStatus, Status, WorkloadStatus,
+    },
+    datapath::VolumeCounts,
 };
 
 /// How programs may be attached to a workload.
@@ -55,6 +58,7 @@ impl Collector for Exposition {
         self.workloads(&mut page)?;
         self.uplinks(&mut page)?;
         self.limits(&mut page)?;
+        self.volumes(&mut page)?;
         self.decisions(&mut page)?;
         self.audits(&mut page)?;
         self.tables(&mut page)
@@ -250,6 +254,45 @@ impl Exposition {
         )
     }
 
+    /// Bytes and packets, by limit and what became of them. What is marked passes too, so it stands
+    /// apart from what adds up to all that was offered.
+    fn volumes(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.counters(
+            "weir_volume_bytes",
+            "Bytes on the wire at limits of bytes and packets, by what became of them.",
+            self.each_volume(|volume| {
+                [volume.passed_bytes, volume.dropped_bytes, volume.shadowed_bytes]
+            }),
+        )?;
+        page.counters(
+            "weir_volume_packets",
+            "Packets on the wire at limits of bytes and packets, by what became of them.",
+            self.each_volume(|volume| {
+                [volume.passed_packets, volume.dropped_packets, volume.shadowed_packets]
+            }),
+        )?;
+        let marked = |(workload, limit): (&WorkloadStatus, &LimitStatus)| {
+            Some((Limit::new(workload, limit), limit.volume?.marked_packets))
+        };
+        page.counters(
+            "weir_volume_marked_packets",
+            "Packets that a limit of bytes or packets marked (ECN), of those that passed.",
+            self.all_limits().filter_map(marked),
+        )
+    }
+
+    fn each_volume(
+        &self,
+        value: fn(VolumeCounts) -> [u64; 3],
+    ) -> impl Iterator<Item = (Volume, u64)> {
+        self.all_limits().flat_map(move |(workload, limit)| {
+            let counts = limit.volume.map(value).into_iter().flatten();
+            counts.zip(["pass", "drop", "shadow"]).map(move |(count, verdict)| {
+                (Volume { limit: Limit::new(workload, limit), verdict }, count)
+            })
+        })
+    }
+
     fn all_limits(&self) -> impl Iterator<Item = (&WorkloadStatus, &LimitStatus)> {
         let workloads = self.status.workloads.iter();
         workloads.flat_map(|workload| workload.limits.iter().map(move |limit| (workload, limit)))
@@ -259,10 +302,11 @@ impl Exposition {
         self.all_limits().map(move |(workload, limit)| (Limit::new(workload, limit), value(limit)))
     }
 
-    /// Two limits that are counted together are one row, so that a sum counts nothing twice.
+    /// Two limits that are counted together are one row, so that a sum counts nothing twice. Limits of
+    /// bytes and packets count no connections.
     fn each_counted(&self, value: fn(&LimitStatus) -> u64) -> impl Iterator<Item = (Limit, u64)> {
         self.all_limits()
-            .filter(|(_, limit)| limit.counted_with.is_none())
+            .filter(|(_, limit)| limit.counted_with.is_none() && limit.volume.is_none())
             .map(move |(workload, limit)| (Limit::new(workload, limit), value(limit)))
     }
 

@@ -72,6 +72,14 @@ impl Limit {
     }
 }
 
+/// What became of bytes and packets at a limit.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
+pub(super) struct Volume {
+    #[prometheus(flatten)]
+    pub(super) limit: Limit,
+    pub(super) verdict: &'static str,
+}
+
 /// A decision.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, EncodeLabelSet)]
 pub(super) struct Decision {
@@ -154,7 +162,13 @@ const fn kind(reason: Reason) -> Kind {
         | Reason::BreakerOpen
         | Reason::BreakerProbing
         | Reason::TableFull
-        | Reason::Unaudited => Kind::Decision,
+        | Reason::Unaudited
+        | Reason::ConnectionBandwidth
+        | Reason::ConnectionCrowded
+        | Reason::IngressBandwidth
+        | Reason::EgressBandwidth
+        | Reason::PacketRate
+        | Reason::Marked => Kind::Decision,
     }
 }
 

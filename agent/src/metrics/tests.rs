@@ -9,6 +9,7 @@ use super::{Traces, render};
 use crate::{
     admin::testing::status,
     app::view::{LimitStatus, Status},
+    datapath::VolumeCounts,
 };
 
 const PAGE: &str = include_str!("../../../docs/metrics.md");
@@ -112,7 +113,15 @@ fn parse_sample(line: &str) -> Sample {
 }
 
 fn everything() -> BTreeMap<String, Family> {
-    parse(&render(status(), Traces { open: 1, skipped: 2 }, None).unwrap())
+    let mut status = status();
+    let volume = VolumeCounts { passed_bytes: 1500, passed_packets: 1, ..VolumeCounts::default() };
+    status.workloads[0].limits.push(LimitStatus {
+        limit: "egress-bandwidth".to_owned(),
+        kind: "egress-bandwidth".to_owned(),
+        volume: Some(volume),
+        ..LimitStatus::default()
+    });
+    parse(&render(status, Traces { open: 1, skipped: 2 }, None).unwrap())
 }
 
 /// The value of the one series with these labels.

@@ -690,6 +690,9 @@ fn changed(before: Terms, now: Terms) -> Vec<&'static str> {
             ("burst", now.burst() != before.burst()),
             ("refill", now.refill() != before.refill()),
         ],
+        (Terms::Bandwidth(before), Terms::Bandwidth(now)) => {
+            vec![("rate", now.bits() != before.bits()), ("burst", now.burst() != before.burst())]
+        }
         _ => vec![("number", now != before)],
     };
     rows.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()

@@ -7,6 +7,7 @@
 use std::{fmt, net::Ipv4Addr};
 
 use super::{
+    bandwidth::{MAX_FILL_SECONDS, MIN_BITS},
     key::Key,
     peer::Cidr,
     rate::{MAX_BURST, MAX_PER_SECOND, MAX_SOURCE_PER_SECOND, MAX_TOKENS, Period},
@@ -62,6 +63,36 @@ pub enum Fault {
     /// A number without a time.
     #[error("a rate needs a time")]
     NoPeriod,
+    /// Not a bandwidth with a unit that says bits or bytes.
+    #[error("this is not a bandwidth with its unit")]
+    NotABandwidth {
+        /// The bandwidth that was probably meant.
+        meant: Option<String>,
+    },
+    /// Less than a packet a second.
+    #[error("this bandwidth is too low")]
+    BandwidthTooLow,
+    /// More than can be counted.
+    #[error("this bandwidth is too high")]
+    BandwidthTooHigh,
+    /// Not a number of bytes with its unit.
+    #[error("this is not a size in bytes")]
+    NotASize,
+    /// A burst that no full packet fits into.
+    #[error("this burst is smaller than a packet")]
+    BurstTooSmall {
+        /// The bytes of one.
+        least: u64,
+    },
+    /// A burst that takes too long to fill.
+    #[error("this burst is too large")]
+    BurstTooLarge,
+    /// Less than a packet a second.
+    #[error("this is less than a packet a second")]
+    PacketsTooSlow,
+    /// Not a quantity that Kubernetes takes for a bandwidth.
+    #[error("this is not a quantity of bits a second")]
+    NotAQuantity,
     /// A unit of time nobody knows.
     #[error("this unit of time is unknown")]
     UnknownUnit {
@@ -204,6 +235,24 @@ impl Fault {
             Self::TooLarge { max } => format!("at most {max}"),
             Self::Zero => "1 or more (to take a limit away, remove its line)".to_owned(),
             Self::NoPeriod => "a time behind the number, like `100/s` or `100 per 1m`".to_owned(),
+            Self::NotABandwidth { meant } => {
+                let like = "a whole number with bit/s or B/s, like `80Mbit/s` or `10MB/s`";
+                match meant {
+                    Some(meant) => format!("{like}; did you mean `{meant}`?"),
+                    None => like.to_owned(),
+                }
+            }
+            Self::BandwidthTooLow => format!("a full packet a second ({MIN_BITS}bit/s) or more"),
+            Self::BandwidthTooHigh => "at most 1Pbit/s".to_owned(),
+            Self::NotASize => "a whole number of bytes with its unit, like `1MB` or `64KiB`".into(),
+            Self::BurstTooSmall { least } => format!("{least}B or more"),
+            Self::BurstTooLarge => {
+                format!("at most what comes in {} hour", MAX_FILL_SECONDS / 3600)
+            }
+            Self::PacketsTooSlow => "1/s or more".to_owned(),
+            Self::NotAQuantity => {
+                "a quantity from 1k to 1P, like `10M` (Kubernetes means bits a second)".to_owned()
+            }
             Self::UnknownUnit { meant } => did_you_mean(meant, "one of ms, s, m (or min), h"),
             Self::TooFast { per_source: false } => format!("at most {MAX_PER_SECOND} per second"),
             Self::TooFast { per_source: true } => {

@@ -135,11 +135,19 @@ pub enum LimitKind {
     Breaker,
     /// `outbound-breaker`: the same from the workload.
     OutboundBreaker,
+    /// `connection-bandwidth`: bytes of each TCP connection, each direction for itself.
+    ConnectionBandwidth,
+    /// `ingress-bandwidth`: bytes towards the workload.
+    IngressBandwidth,
+    /// `egress-bandwidth`: bytes from the workload.
+    EgressBandwidth,
+    /// `packets`: packets towards the workload, and as many from it.
+    Packets,
 }
 
 impl LimitKind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::Connections,
         Self::ConnectionsPerSource,
         Self::OutboundConnections,
@@ -148,6 +156,10 @@ impl LimitKind {
         Self::MaxHandshakes,
         Self::Breaker,
         Self::OutboundBreaker,
+        Self::ConnectionBandwidth,
+        Self::IngressBandwidth,
+        Self::EgressBandwidth,
+        Self::Packets,
     ];
 
     /// The key's name.
@@ -161,12 +173,36 @@ impl LimitKind {
             Self::MaxHandshakes => "max-handshakes",
             Self::Breaker => "breaker",
             Self::OutboundBreaker => "outbound-breaker",
+            Self::ConnectionBandwidth => "connection-bandwidth",
+            Self::IngressBandwidth => "ingress-bandwidth",
+            Self::EgressBandwidth => "egress-bandwidth",
+            Self::Packets => "packets",
         }
     }
 
     /// Whether it limits connections towards the workload.
     pub const fn is_inbound(self) -> bool {
-        !matches!(self, Self::OutboundConnections | Self::OutboundBreaker)
+        !self.is_outbound() && !self.is_volume()
+    }
+
+    /// Whether it limits connections from the workload, for all destinations or some.
+    pub const fn is_outbound(self) -> bool {
+        matches!(self, Self::OutboundConnections | Self::OutboundBreaker)
+    }
+
+    /// Whether it limits bytes or packets, and not connections.
+    pub const fn is_volume(self) -> bool {
+        self.is_bandwidth() || matches!(self, Self::Packets)
+    }
+
+    /// Whether it limits bytes.
+    pub const fn is_bandwidth(self) -> bool {
+        matches!(self, Self::ConnectionBandwidth | Self::IngressBandwidth | Self::EgressBandwidth)
+    }
+
+    /// Whether it can hold for one port.
+    pub const fn takes_port(self) -> bool {
+        !self.is_volume() || matches!(self, Self::ConnectionBandwidth)
     }
 
     /// Whether it limits how fast connections begin.
@@ -216,14 +252,18 @@ impl KeyKind {
     }
 
     const fn takes_port(self) -> bool {
-        matches!(self, Self::Limit(_) | Self::OnLimit)
+        match self {
+            Self::Limit(kind) => kind.takes_port(),
+            Self::OnLimit => true,
+            Self::Mode | Self::Exempt => false,
+        }
     }
 
     fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 15] = [
         Self::Limit(LimitKind::Connections),
         Self::Limit(LimitKind::ConnectionsPerSource),
         Self::Limit(LimitKind::OutboundConnections),
@@ -232,6 +272,10 @@ impl KeyKind {
         Self::Limit(LimitKind::MaxHandshakes),
         Self::Limit(LimitKind::Breaker),
         Self::Limit(LimitKind::OutboundBreaker),
+        Self::Limit(LimitKind::ConnectionBandwidth),
+        Self::Limit(LimitKind::IngressBandwidth),
+        Self::Limit(LimitKind::EgressBandwidth),
+        Self::Limit(LimitKind::Packets),
         Self::OnLimit,
         Self::Mode,
         Self::Exempt,
@@ -258,14 +302,17 @@ impl Key {
         "max-handshakes",
         "breaker",
         "outbound-breaker",
+        "connection-bandwidth",
+        "ingress-bandwidth",
+        "egress-bandwidth",
+        "packets",
         "on-limit",
         "mode",
         "exempt",
     ];
 
     /// Names that later versions will know. Saying so is kinder than "unknown".
-    const LATER: &[&str] =
-        &["connection-bandwidth", "ingress-bandwidth", "egress-bandwidth", "packets", "quota"];
+    const LATER: &[&str] = &["quota"];
 
     /// Reads a key without its annotation prefix.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
@@ -352,7 +399,7 @@ mod tests {
 
     #[test]
     fn a_key_of_a_later_version_is_called_that() {
-        for text in ["connection-bandwidth", "egress-bandwidth.80", "quota.3306", "packets"] {
+        for text in ["quota", "quota.3306"] {
             assert!(matches!(Key::parse(text), Err(KeyError::NotYet { .. })), "{text}");
         }
     }
@@ -364,7 +411,10 @@ mod tests {
             let key = format!("connections.{port}");
             assert!(matches!(Key::parse(&key), Err(KeyError::NotAPort { .. })), "{key}");
         }
-        assert!(matches!(Key::parse("mode.80"), Err(KeyError::NoPort { name: "mode", .. })));
+        for name in ["mode", "packets", "ingress-bandwidth", "egress-bandwidth"] {
+            let key = format!("{name}.80");
+            assert!(matches!(Key::parse(&key), Err(KeyError::NoPort { .. })), "{key}");
+        }
     }
 
     proptest! {
@@ -377,7 +427,8 @@ mod tests {
         }
 
         #[test]
-        fn any_key_survives_the_round_trip(kind in 0..9_usize, port: Option<u16>) {
+        fn any_key_survives_the_round_trip(kind in 0..KeyKind::ALL.len(), port: Option<u16>) {
+            let port = port.filter(|_| KeyKind::ALL[kind].takes_port());
             let port = port.and_then(Port::new).map(PortRef::Number);
             let key = Key { kind: KeyKind::ALL[kind], port };
             prop_assert_eq!(Key::parse(&key.to_string()), Ok(key));

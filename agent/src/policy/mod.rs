@@ -5,6 +5,7 @@
 //! heard of YAML, maps or interfaces: readers of files hand it texts with their places, and
 //! `compile` turns what comes out into rules.
 
+pub mod bandwidth;
 pub mod breaker;
 pub mod effective;
 pub mod fault;
@@ -19,6 +20,7 @@ mod suggest;
 pub mod value;
 
 pub use self::{
+    bandwidth::{Bandwidth, parse_kubernetes},
     breaker::{Breaker, Ratio},
     effective::{Clamp, Effective, LastGood, Layers, Line, Outcome, Shadow, Slot, effective},
     key::{ANNOTATION_PREFIX, Key, KeyKind, LimitKind, Port, PortName, PortRef, Ports},

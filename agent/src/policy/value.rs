@@ -6,10 +6,16 @@
 //! limit    = rate option* ["shadow"]              connections, connections-per-source
 //!          | N option* ["shadow"]                 max-connections, …-per-source, max-handshakes
 //!          | option+ ["shadow"]                   breaker
+//!          | bandwidth option* ["shadow"]         connection-, ingress-, egress-bandwidth
+//!          | N ["k" | "M"] "/" [N] unit option* ["shadow"]    packets
 //! limits   = limit (";" limit)*                   outbound-connections, outbound-breaker
 //! rate     = N "/" [N] unit | N "per" [N] unit
 //! unit     = "ms" | "s" | "m" | "min" | "h"
-//! option   = "burst=" N | "refill=" ("smooth" | "step")      of a rate
+//! bandwidth = N [prefix] ("bit/s" | "B/s")
+//! prefix   = "k" | "M" | "G" | "T" | "P" | "Ki" | "Mi" | "Gi" | "Ti" | "Pi"
+//! option   = "burst=" N [prefix] "B"             of a bandwidth
+//!          | "burst=" N                          of packets
+//!          | "burst=" N | "refill=" ("smooth" | "step")      of a rate
 //!          | "group=/" N ",/" N                   connections-per-source, max-…-per-source
 //!          | "to=" CIDR                           outbound-connections, outbound-breaker
 //!          | "errors=" N | "error-ratio=" N "%" | "min-volume=" N | "interval=" N unit
@@ -26,6 +32,7 @@ use serde::Serialize;
 use weir_common::{gcra::Refill, load};
 
 use super::{
+    bandwidth::{self, Bandwidth},
     breaker::{self, Breaker},
     fault::{Fault, ValueError},
     key::{KeyKind, LimitKind},
@@ -33,7 +40,7 @@ use super::{
     peer::{Cidr, Group},
     rate::{
         Bucket, MAX_BURST, MAX_PER_SECOND, MAX_SOURCE_PER_SECOND, MAX_SOURCE_WINDOW, MAX_TOKENS,
-        MAX_WINDOW, Rate,
+        MAX_WINDOW, Period, Rate,
     },
     suggest::nearest,
 };
@@ -106,6 +113,8 @@ pub enum Terms {
     AtOnce(NonZeroU32),
     /// As long as they do not fail.
     Breaker(Breaker),
+    /// So many bytes a while.
+    Bandwidth(Bandwidth),
 }
 
 impl Terms {
@@ -115,6 +124,7 @@ impl Terms {
         match (self, other) {
             (Self::Bucket(a), Self::Bucket(b)) => Self::Bucket(a.stricter(b)),
             (Self::AtOnce(a), Self::AtOnce(b)) => Self::AtOnce(a.min(b)),
+            (Self::Bandwidth(a), Self::Bandwidth(b)) => Self::Bandwidth(a.stricter(b)),
             (first, _) => first,
         }
     }
@@ -127,6 +137,7 @@ impl fmt::Display for Terms {
             Self::Bucket(bucket) => bucket.fmt(f),
             Self::AtOnce(number) => number.fmt(f),
             Self::Breaker(breaker) => breaker.fmt(f),
+            Self::Bandwidth(bandwidth) => bandwidth.fmt(f),
         }
     }
 }
@@ -152,6 +163,14 @@ impl Limit {
     pub const fn bucket(&self) -> Option<Bucket> {
         match self.terms {
             Terms::Bucket(bucket) => Some(bucket),
+            _ => None,
+        }
+    }
+
+    /// Its bandwidth, if it limits bytes.
+    pub const fn bandwidth(&self) -> Option<Bandwidth> {
+        match self.terms {
+            Terms::Bandwidth(bandwidth) => Some(bandwidth),
             _ => None,
         }
     }
@@ -297,7 +316,7 @@ fn limits(kind: LimitKind, text: &str) -> Result<Vec<Limit>, ValueError> {
     while let Some(part) = rest {
         let entry = match part.split_once(';') {
             Some((entry, after)) => {
-                if kind.is_inbound() {
+                if !kind.is_outbound() {
                     let byte = part.text.find(';').unwrap_or(0);
                     return Err(part.from(byte).until(1).fault(Fault::NoList));
                 }
@@ -326,6 +345,8 @@ fn limits(kind: LimitKind, text: &str) -> Result<Vec<Limit>, ValueError> {
 /// The options of one entry, with the place of those that can fail later.
 #[derive(Default)]
 struct Options<'a> {
+    /// Of a bandwidth, in bytes.
+    size: Option<(u64, Part<'a>)>,
     burst: Option<(NonZeroU32, Part<'a>)>,
     refill: Option<(Refill, Part<'a>)>,
     group: Option<Group>,
@@ -357,6 +378,21 @@ fn limit(kind: LimitKind, entry: Part<'_>) -> Result<Limit, ValueError> {
             let mut options = options(kind, words(entry))?;
             let breaker = std::mem::take(&mut options.breaker).finish(entry)?;
             (Terms::Breaker(breaker), options)
+        }
+        LimitKind::ConnectionBandwidth
+        | LimitKind::IngressBandwidth
+        | LimitKind::EgressBandwidth => {
+            let mut words = words(entry);
+            let Some(first) = words.next() else {
+                return Err(entry.fault(Fault::Empty { expected: "a bandwidth like `80Mbit/s`" }));
+            };
+            let bits = bandwidth::rate(first)?;
+            let options = options(kind, words)?;
+            (Terms::Bandwidth(bandwidth::join(bits, options.size, first)?), options)
+        }
+        LimitKind::Packets => {
+            let (bucket, options) = packets(entry)?;
+            (Terms::Bucket(bucket), options)
         }
     };
     let group = kind.is_per_source().then(|| options.group.unwrap_or_default());
@@ -391,6 +427,46 @@ fn bucket(kind: LimitKind, entry: Part<'_>) -> Result<(Bucket, Options<'_>), Val
     }
     Ok((bucket, options))
 }
+
+/// A rate of packets: one a second at least, and a burst of 50 ms and at least a packet that the
+/// kernel cuts into 64.
+fn packets(entry: Part<'_>) -> Result<(Bucket, Options<'_>), ValueError> {
+    const LEAST_BURST: u32 = 64;
+    let kind = LimitKind::Packets;
+    let mut words = words(entry);
+    let Some(first) = words.next() else {
+        return Err(entry.fault(Fault::Empty { expected: "a rate like `50k/s`" }));
+    };
+    let (number, time) = first.split_once('/').ok_or_else(|| first.fault(Fault::NoPeriod))?;
+    let (digits, scale) = match number.text.as_bytes() {
+        [.., b'k'] => (number.until(number.text.len() - 1), 1000),
+        [.., b'M'] => (number.until(number.text.len() - 1), 1_000_000),
+        _ => (number, 1),
+    };
+    let tokens =
+        tokens(digits, false)?.checked_mul(NonZeroU32::new(scale).unwrap_or(NonZeroU32::MIN));
+    let tokens = tokens.filter(|tokens| tokens.get() <= MAX_TOKENS);
+    let tokens = tokens.ok_or_else(|| number.fault(Fault::too_many_tokens(false)))?;
+    let rate = Rate::unchecked(tokens, period(time, first)?);
+    let options = options(kind, words)?;
+    if rate.exceeds(MAX_PER_SECOND) {
+        return Err(first.fault(Fault::TooFast { per_source: false }));
+    }
+    if Rate::unchecked(NonZeroU32::MIN, Period::SECOND).speed(rate).is_gt() {
+        return Err(first.fault(Fault::PacketsTooSlow));
+    }
+    let default = || ((rate.per_second() / 20.0) as u32).max(LEAST_BURST);
+    let burst = options.burst.map_or_else(default, |(burst, _)| burst.get());
+    let bucket = Bucket::unchecked(rate, NonZeroU32::new(burst), Refill::Smooth);
+    if bucket.slower_than(PACKETS_WINDOW) {
+        let at = options.burst.map_or(first, |(_, at)| at);
+        return Err(at.fault(Fault::TooSlow { hours: PACKETS_WINDOW.whole_hours() }));
+    }
+    Ok((bucket, options))
+}
+
+/// Longest time to fill the bucket of `packets`.
+const PACKETS_WINDOW: Period = Period::hours(1);
 
 /// The number that a limit on what is open at once starts with.
 fn at_once(
@@ -459,6 +535,10 @@ fn option<'a>(
         if is_set { Err(word.fault(Fault::Repeated)) } else { Ok(()) }
     };
     match name.text {
+        "burst" if kind.is_bandwidth() => {
+            repeated(options.size.is_some())?;
+            options.size = Some((bandwidth::size(value)?, word));
+        }
         "burst" => {
             repeated(options.burst.is_some())?;
             options.burst = Some((tokens(value, true)?, word));
@@ -497,9 +577,10 @@ const LATER: [&str; 2] = ["min-health", "scope"];
 /// Whether the key has the option.
 fn takes(kind: LimitKind, option: &str) -> bool {
     match option {
-        "burst=" | "refill=" => kind.is_rate(),
+        "burst=" => kind.is_rate() || kind.is_volume(),
+        "refill=" => kind.is_rate(),
         "group=" => kind.is_per_source(),
-        "to=" => !kind.is_inbound(),
+        "to=" => kind.is_outbound(),
         _ => kind.is_breaker(),
     }
 }
@@ -508,7 +589,7 @@ fn takes(kind: LimitKind, option: &str) -> bool {
 fn owner(kind: LimitKind, option: &str) -> &'static str {
     let owner = match option {
         "burst=" | "refill=" => LimitKind::Connections,
-        "group=" if kind.is_rate() => LimitKind::ConnectionsPerSource,
+        "group=" if kind.is_rate() || kind.is_volume() => LimitKind::ConnectionsPerSource,
         "group=" => LimitKind::MaxConnectionsPerSource,
         "to=" if kind.is_breaker() => LimitKind::OutboundBreaker,
         "to=" => LimitKind::OutboundConnections,
@@ -527,6 +608,8 @@ fn unknown(
             "errors=N, error-ratio=N%, min-volume=N, interval=T, connect-timeout=T, ejection=T, \
              max-ejection=T, probes=N, half-open=on|off, to=CIDR (outbound) or shadow"
         }
+        _ if kind.is_bandwidth() => "burst=SIZE (like 1MB) or shadow",
+        LimitKind::Packets => "burst=N or shadow",
         _ if kind.is_rate() => {
             "burst=N, refill=smooth|step, group=/N,/M (per source), to=CIDR (outbound) or shadow"
         }

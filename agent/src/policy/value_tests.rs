@@ -248,7 +248,21 @@ fn what_a_limit_admits_is_shown_as_json() {
 }
 
 fn terms_of(kind: LimitKind) -> BoxedStrategy<Terms> {
-    if kind.is_rate() {
+    if kind.is_bandwidth() {
+        let bits = bandwidth::MIN_BITS..=1_000_000_000_000;
+        let burst = proptest::option::of(bandwidth::FRAME..=1_000_000);
+        (bits, burst)
+            .prop_filter_map("too slow to fill", |(bits, burst)| Bandwidth::new(bits, burst))
+            .prop_map(Terms::Bandwidth)
+            .boxed()
+    } else if kind == LimitKind::Packets {
+        (1..=1_000_000_u32, 1..=3600_u32)
+            .prop_map(|(rate, burst)| match read("packets", &format!("{rate}/s burst={burst}")) {
+                Ok(Setting::Limits(limits)) => limits[0].terms,
+                other => panic!("{other:?}"),
+            })
+            .boxed()
+    } else if kind.is_rate() {
         buckets().prop_map(Terms::Bucket).boxed()
     } else if kind.is_breaker() {
         let plain = (1..9_u16, 1..9_u16).prop_map(|(errors, probes)| {
@@ -276,11 +290,11 @@ fn limits_of(kind: LimitKind) -> impl Strategy<Value = Setting> {
             Limit {
                 terms,
                 group: kind.is_per_source().then_some(group),
-                to: to.filter(|_| !kind.is_inbound()),
+                to: to.filter(|_| kind.is_outbound()),
                 shadow,
             }
         });
-    let most = if kind.is_inbound() { 1 } else { 4 };
+    let most = if kind.is_outbound() { 4 } else { 1 };
     proptest::collection::vec(entry, 1..=most).prop_filter_map("out of bounds", move |limits| {
         let per_source = kind == LimitKind::ConnectionsPerSource;
         let fits = limits.iter().all(|limit| {

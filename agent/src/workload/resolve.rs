@@ -123,6 +123,7 @@ pub fn resolve(
             interface: interface.name,
             ifindex: interface.index,
             ethernet: interface.ethernet,
+            volumes: false,
             target: Target::Workload { workload: identity, side, netns, addresses },
         }
     };
@@ -259,6 +260,7 @@ pub fn resolve_uplink(uplink: &Uplink, host: &[Interface]) -> Option<Result<Atta
             interface: link.name.clone(),
             ifindex: link.index,
             ethernet: link.ethernet,
+            volumes: false,
             target: Target::Uplink(mode),
         }),
         None => Err(Missing::Interface {

@@ -10,7 +10,7 @@ use crate::parse::ipv6::Chain;
 
 pub use self::{
     call::Call,
-    tc::{NEXT, SHOT, Tc, TcHook},
+    tc::{Bytes, NEXT, SHOT, Tc, TcHook, parse_whole},
     xdp::Uplink,
 };
 

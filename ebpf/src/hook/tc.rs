@@ -123,25 +123,7 @@ impl Tc {
                 return parsed;
             }
         }
-        let mut parsed = weir_parse_tc(self.raw(), segment);
-        if parsed == Parsed::Short as u64 && !self.is_readable() {
-            let length = self.ctx.len();
-            let pulled = self.ctx.pull_data(if length < HEADERS { length } else { HEADERS });
-            if pulled.is_ok() {
-                parsed = weir_parse_tc(self.raw(), segment);
-            }
-            // The receiver will read on where this program cannot.
-            if parsed == Parsed::Short as u64 && !self.is_readable() {
-                return Parsed::HeaderChain;
-            }
-        }
-        Parsed::from_code(parsed)
-    }
-
-    /// Whether all of the packet can be read directly, none of it in fragments of the buffer.
-    #[inline(always)]
-    fn is_readable(&self) -> bool {
-        (self.ctx.data_end() - self.ctx.data()) as u32 >= self.ctx.len()
+        parse_whole(&self.ctx, segment)
     }
 
     /// The interface's index.
@@ -170,8 +152,33 @@ impl Tc {
     }
 }
 
+/// Parses a packet of any kind, with its headers pulled together first if they must be.
+#[inline(always)]
+pub fn parse_whole(ctx: &TcContext, segment: &mut Segment) -> Parsed {
+    let skb = ctx.skb.skb;
+    let mut parsed = weir_parse_tc(skb, segment);
+    if parsed == Parsed::Short as u64 && !is_readable(ctx) {
+        let length = ctx.len();
+        let pulled = ctx.pull_data(if length < HEADERS { length } else { HEADERS });
+        if pulled.is_ok() {
+            parsed = weir_parse_tc(skb, segment);
+        }
+        // The receiver will read on where this program cannot.
+        if parsed == Parsed::Short as u64 && !is_readable(ctx) {
+            return Parsed::HeaderChain;
+        }
+    }
+    Parsed::from_code(parsed)
+}
+
+/// Whether all of the packet can be read directly, none of it in fragments of the buffer.
+#[inline(always)]
+fn is_readable(ctx: &TcContext) -> bool {
+    (ctx.data_end() - ctx.data()) as u32 >= ctx.len()
+}
+
 /// The packet's bytes, without a place to act.
-struct Bytes(TcContext);
+pub struct Bytes(pub TcContext);
 
 impl Packet for Bytes {
     #[inline(always)]

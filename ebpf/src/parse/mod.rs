@@ -3,7 +3,7 @@
 //! One protocol layer per file; no policy. What is no TCP leaves as early as it can be told, and so
 //! does, where no connection is tracked, what is no SYN.
 
-mod eth;
+pub mod eth;
 pub mod icmp;
 mod ipv4;
 pub mod ipv6;
@@ -69,6 +69,15 @@ impl Segment {
         match direction {
             Direction::Ingress => self.source,
             Direction::Egress => self.destination,
+        }
+    }
+
+    /// The workload's own port of a packet that goes this way.
+    #[inline(always)]
+    pub fn local_port(&self, direction: Direction) -> u16 {
+        match direction {
+            Direction::Ingress => self.ports as u16,
+            Direction::Egress => (self.ports >> 16) as u16,
         }
     }
 

@@ -468,8 +468,9 @@ pub extern "C" fn weir_peek(block: u32, rule: u32, high: u64, low: u64, now_ns: 
     u64::from(denied)
 }
 
+/// A rule of a block, by its number.
 #[inline(always)]
-fn rule_of(block: u32, rule: u32) -> Option<&'static Rule> {
+pub fn rule_of(block: u32, rule: u32) -> Option<&'static Rule> {
     // The mask says nothing new, but it says it about the register that becomes an address.
     let rule = opaque(rule as usize & 0xf);
     if rule >= MAX_RULES { None } else { Some(&maps::block(block)?.rules[rule]) }

@@ -218,6 +218,7 @@ impl Engine {
                     connections: state.load.map(|load| load.connections),
                     handshakes: state.load.map(|load| load.handshakes),
                     breaker: state.breaker.map(Into::into),
+                    volume: state.volume,
                     counted_with: other.map(|other| LineRef::Limit(other).to_string()),
                     rate_per_second: line
                         .and_then(|line| line.limit.bucket())

@@ -30,7 +30,10 @@ use super::{
 use crate::{
     audit::{Auditor, Confirmation, Looked, Network, Subject, Unconfirmed},
     clock::Clock,
-    compile::{Change, Compiled, Identity, LineRef, NodeFacts, Overflow, Tables, compile, diff},
+    compile::{
+        Change, Compiled, Identity, LineRef, NodeFacts, Overflow, Tables, WorkloadTable, compile,
+        diff,
+    },
     config::{self, Evaluated, Location, NodeFile, PodLocation, Report, evaluate_all, read},
     datapath::{Attached, Attachment, Caller, Datapath, DatapathError, Target},
     policy::{Effective, LastGood, Origin, Period, Problem},
@@ -327,7 +330,10 @@ impl Engine {
             let identity = Identity::workload(&workload.identity);
             match workload::resolve(workload, identity, &host, &mut self.pods.networks) {
                 Ok(Resolved { attachments, caller }) => {
-                    wanted.extend(attachments);
+                    let table = self.tables.workloads.get(&workload.identity);
+                    let volumes = table.is_some_and(WorkloadTable::limits_volumes);
+                    let with = |attachment| Attachment { volumes, ..attachment };
+                    wanted.extend(attachments.into_iter().map(with));
                     match caller {
                         Ok(caller) => callers.push(caller),
                         Err(problem) => _ = unhooked.insert(identity, problem.to_string()),
