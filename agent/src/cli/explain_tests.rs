@@ -17,6 +17,7 @@ fn why_something_was_refused_is_answered_within_a_hundred_columns() {
     assert!(text.lines().all(|line| line.chars().count() <= WIDTH), "{text}");
     let expected = "\
 web: enforced, eth0 in web, attached by tcx
+its connect() fails at once where a limit refuses
 programs of others run first and may decide first: cilium
 3s ago `connections.80` (100/s burst=200) refused a connection from 10.0.0.9:51234: connection_rate,
 812/s were asking

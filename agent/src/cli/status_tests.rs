@@ -13,11 +13,11 @@ node file /etc/weir/node.yaml, read 11:56:40 (3m20s ago)
 1 problem with the node file:
   node.yaml:1:1: error: unknown key `modes`
 
-WORKLOAD  WHERE          CONDITION         ATTACHED  DETAIL
-web       eth0 in web    enforced          tcx       programs of others run first and may decide
-                                                     first: cilium
-mysql     eth7           not-enforced      -         interface eth7 is not there
-batch     eth0 in batch  paused, 14m left  clsact
+WORKLOAD  WHERE          CONDITION         ATTACHED  CONNECT  DETAIL
+web       eth0 in web    enforced          tcx       hooked   programs of others run first and may
+                                                              decide first: cilium
+mysql     eth7           not-enforced      -         -        interface eth7 is not there
+batch     eth0 in batch  paused, 14m left  clsact    -
 
 UPLINK  ATTACHED  DETAIL
 eth0    xdp
