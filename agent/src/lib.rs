@@ -15,6 +15,7 @@ pub mod compile;
 pub mod config;
 pub mod datapath;
 pub mod demo;
+pub mod fleet;
 pub mod kube;
 pub mod lab;
 pub mod load;

@@ -13,6 +13,7 @@ pub mod flow;
 pub mod gcra;
 pub mod handshake;
 pub mod layout;
+pub mod lease;
 pub mod load;
 pub mod nh;
 pub mod sliding;

@@ -10,6 +10,7 @@ pub mod kubelet;
 pub mod open;
 pub mod packet;
 pub mod raw;
+pub mod redis;
 pub mod rls;
 pub mod site;
 pub mod tap;

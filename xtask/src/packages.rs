@@ -57,6 +57,7 @@ pub(crate) const BPF_LINKER: &[Need] = &[
 pub(crate) const TEST: &[Need] = &[
     need("iproute2", Probe::Command("ip"), "namespaces, veth pairs and foreign TC programs"),
     need("nftables", Probe::Command("nft"), "the lab's DNAT rules"),
+    need("redis-server", Probe::Command("redis-server"), "the store of a fleet's quotas"),
 ];
 
 /// What the benches compare with.
@@ -254,7 +255,7 @@ mod tests {
         let needs = [TEST, BENCH].concat();
         let names: Vec<&str> =
             missing(&needs, |need| need.package == "nftables").iter().map(|n| n.package).collect();
-        assert_eq!(names, ["iproute2", "iperf3"]);
+        assert_eq!(names, ["iproute2", "redis-server", "iperf3"]);
         assert!(missing(&needs, |_| true).is_empty());
     }
 

@@ -276,7 +276,10 @@ mod tests {
         let (reason, by_hand) =
             refusal(decide(&packages_missing(), &host(true, true, false), consent(false, true)));
         assert!(reason.contains("--no-install"));
-        assert_eq!(by_hand, "apt-get install --no-install-recommends iproute2 nftables");
+        assert_eq!(
+            by_hand,
+            "apt-get install --no-install-recommends iproute2 nftables redis-server"
+        );
     }
 
     #[test]

@@ -26,6 +26,11 @@ impl Identity {
     /// The name of nothing.
     pub(super) const NONE: Self = Self { high: 0, low: 0 };
 
+    /// Where in a table it may stand: already a keyed hash.
+    pub const fn place(self) -> u64 {
+        self.high
+    }
+
     /// The count of this kind of the same name.
     ///
     /// Kinds are few and nobody's choice, so they need no more than to be told apart.

@@ -1,0 +1,251 @@
+//! Private Redis servers, on free loopback ports and without persistence, and a proxy before them that
+//! can be slow.
+#![allow(
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "a test that cannot go on fails, and says where"
+)]
+
+use std::{
+    cell::RefCell,
+    fs,
+    io::{Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use weir::lab::skip;
+
+use crate::agent::eventually;
+
+/// Whether this machine has Redis; if not, the test is counted as skipped.
+pub fn available_or_skip(test: &str) -> bool {
+    let found = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
+    if found.is_ok_and(|status| status.success()) {
+        return true;
+    }
+    skip(test, "there is no redis-server here: run `cargo xtask setup`");
+    false
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
+    listener.local_addr().expect("ask for the port").port()
+}
+
+/// A server, killed on drop.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    port: u16,
+    folder: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl Server {
+    /// Starts one that knows no secrets.
+    pub fn start() -> Self {
+        Self::start_with(free_port(), &[])
+    }
+
+    /// Starts one with more arguments.
+    pub fn start_with(port: u16, more: &[&str]) -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, SeqCst);
+        let name = format!("weir-redis-{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir_all(&folder).expect("make the server's folder");
+        let arguments: Vec<String> = more.iter().map(|text| (*text).to_owned()).collect();
+        let child = Self::spawn(port, &folder, &arguments);
+        let mut server = Self { child, port, folder, arguments };
+        server.await_start();
+        server
+    }
+
+    fn spawn(port: u16, folder: &Path, arguments: &[String]) -> Child {
+        let port = port.to_string();
+        Command::new("redis-server")
+            .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(["--daemonize", "no", "--dir"])
+            .arg(folder)
+            .args(["--unixsocket", "redis.sock"])
+            .args(if arguments.iter().any(|text| text == "--port") {
+                vec![]
+            } else {
+                vec!["--port", &port]
+            })
+            .args(arguments)
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start redis-server")
+    }
+
+    fn await_start(&mut self) {
+        let socket = self.socket();
+        let child = RefCell::new(&mut self.child);
+        let listens = || {
+            if let Ok(Some(status)) = child.borrow_mut().try_wait() {
+                panic!("redis-server ended: {status}");
+            }
+            UnixStream::connect(&socket).is_ok()
+        };
+        eventually("the server listens", listens, |up| *up);
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// Its unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("redis.sock")
+    }
+
+    /// A folder of its own.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its address for clients.
+    pub fn url(&self) -> String {
+        format!("redis://{}/0", self.address())
+    }
+
+    /// A client of the test's own.
+    pub fn client(&self) -> redis::Connection {
+        let client = redis::Client::open(format!("unix://{}", self.socket().display()));
+        client.expect("name the server").get_connection().expect("connect to the server")
+    }
+
+    /// Stops it in the middle of whatever it does: connections stay, answers do not come.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.child.wait().expect("wait for the server's end");
+    }
+
+    /// Starts it again, empty, on the same port.
+    pub fn restart(&mut self) {
+        // A socket's file outlives a killed server.
+        let _ = fs::remove_file(self.socket());
+        self.child = Self::spawn(self.port, &self.folder, &self.arguments);
+        self.await_start();
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).expect("a process id");
+        kill(Pid::from_raw(pid), signal).expect("signal the server");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // One that was killed before is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A TCP proxy that hands on what it gets after a while, or refuses.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    delay_us: Arc<AtomicU64>,
+    over: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    /// One before a server. It adds no delay at first.
+    pub fn start(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind the proxy");
+        let address = listener.local_addr().expect("ask for the proxy's address");
+        let (delay_us, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (delay, end) = (delay_us.clone(), over.clone());
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                if end.load(SeqCst) {
+                    return;
+                }
+                let (Ok(client), Ok(server)) = (client, TcpStream::connect(server)) else {
+                    continue;
+                };
+                pass_on(&client, &server, &delay);
+                pass_on(&server, &client, &Arc::new(AtomicU64::new(0)));
+            }
+        });
+        Self { address, delay_us, over }
+    }
+
+    /// Where it listens.
+    pub fn url(&self) -> String {
+        format!("redis://{}/0", self.address)
+    }
+
+    /// What clients send arrives so much later from now on.
+    pub fn delay(&self, delay: Duration) {
+        self.delay_us.store(u64::try_from(delay.as_micros()).expect("a delay"), SeqCst);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.over.store(true, SeqCst);
+        // Wakes the listener.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+/// Hands on in order, each piece after the delay that held when it came.
+fn pass_on(from: &TcpStream, to: &TcpStream, delay_us: &Arc<AtomicU64>) {
+    let _ = (from.set_nodelay(true), to.set_nodelay(true));
+    let mut from = from.try_clone().expect("share a stream");
+    let mut to = to.try_clone().expect("share a stream");
+    let (sender, pieces) = mpsc::channel::<(Instant, Vec<u8>)>();
+    let delay_us = delay_us.clone();
+    thread::spawn(move || {
+        let mut buffer = [0; 16 * 1024];
+        while let Ok(read) = from.read(&mut buffer) {
+            let at = Instant::now() + Duration::from_micros(delay_us.load(SeqCst));
+            if read == 0 || sender.send((at, buffer[..read].to_vec())).is_err() {
+                return;
+            }
+        }
+    });
+    thread::spawn(move || {
+        for (at, piece) in pieces {
+            thread::sleep(at.saturating_duration_since(Instant::now()));
+            if to.write_all(&piece).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Both);
+    });
+}

@@ -1,0 +1,32 @@
+//! Quotas of the whole fleet on real Redis servers.
+//!
+//! Several agents' worth of quotas run in this process, each with its own connection, clock reading
+//! and leases; what they share is the server. Windows are told from the time that each decision was
+//! made with, so a slow machine changes how much is asked, and nothing else.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "helpers of tests may panic as tests do"
+)]
+
+/// Ends the test, counted as skipped, where there is no Redis.
+macro_rules! redis_or_skip {
+    () => {{
+        fn here() {}
+        let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
+        if !weir_tests::redis::available_or_skip(test) {
+            return;
+        }
+    }};
+}
+
+#[path = "fleet/conformance.rs"]
+mod conformance;
+#[path = "fleet/faults.rs"]
+mod faults;
+#[path = "fleet/sharing.rs"]
+mod sharing;
+#[path = "fleet/site.rs"]
+mod site;
+#[path = "fleet/ways.rs"]
+mod ways;

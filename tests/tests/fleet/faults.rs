@@ -1,0 +1,162 @@
+//! What goes wrong with the store in the middle of load, and what is admitted then.
+//!
+//! With `deny` a window never admits more than its limit, and what a store lost. With `local` a window
+//! admits at most its limit once more. Afterwards everything is as before, by itself.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use weir::fleet::{Health, store::redis::RedisSettings};
+use weir_tests::{
+    agent::{PATIENCE, eventually},
+    redis::{Proxy, Server},
+};
+
+use crate::site::{Node, Second, admitted, rules, seconds_begin, under_load};
+
+const LIMIT: u64 = 200;
+
+fn two(url: &str, policy: &str) -> Vec<Node> {
+    let own = format!("  on-store-failure: {policy}\n");
+    ["east", "west"]
+        .map(|cluster| {
+            let redis = RedisSettings::single(url);
+            Node::start(redis, cluster, &rules(LIMIT as u32, "second", &own))
+        })
+        .into()
+}
+
+fn assert_at_most(loads: &[BTreeMap<u64, Second>], most: u64) {
+    for (second, sum) in admitted(loads) {
+        assert!(sum <= most, "{sum} of {most} in {second}: {loads:?}");
+    }
+}
+
+/// In the last whole second all is as it should be, if the load was above the limit.
+fn assert_normal_again(loads: &[BTreeMap<u64, Second>]) {
+    let sums = admitted(loads);
+    let Some((second, sum)) = sums.iter().rev().nth(1) else { panic!("no load: {loads:?}") };
+    let wanted = loads.iter().all(|load| load.get(second).is_some_and(|s| s.wanted_more));
+    if wanted {
+        assert!(*sum >= LIMIT - LIMIT / 100, "only {sum} in {second}: {loads:?}");
+    }
+    assert!(*sum > 0, "nothing in {second}: {loads:?}");
+}
+
+/// Waits until both nodes see the store so.
+fn await_health(fleets: &[std::sync::Arc<weir::fleet::Fleet>], health: Health) {
+    for fleet in fleets {
+        eventually("the store's health", || fleet.figures().health, |seen| *seen == health);
+    }
+}
+
+/// Load, a fault, its end, and load again.
+fn through(
+    nodes: &mut [Node],
+    breaks: impl FnOnce(),
+    heals: impl FnOnce(),
+) -> Vec<BTreeMap<u64, Second>> {
+    let fleets: Vec<_> = nodes.iter().map(|node| node.fleet.clone()).collect();
+    under_load(nodes, || {
+        seconds_begin(3);
+        breaks();
+        await_health(&fleets, Health::Down);
+        seconds_begin(2);
+        heals();
+        await_health(&fleets, Health::Up);
+        seconds_begin(4);
+    })
+}
+
+#[test]
+fn a_store_that_stops_answering() {
+    redis_or_skip!();
+    let server = Server::start();
+    let mut nodes = two(&server.url(), "deny");
+    let loads = through(&mut nodes, || server.freeze(), || server.thaw());
+    assert_at_most(&loads, LIMIT);
+    assert_normal_again(&loads);
+}
+
+#[test]
+fn a_store_that_stops_answering_while_shares_go_on() {
+    redis_or_skip!();
+    let server = Server::start();
+    let mut nodes = two(&server.url(), "local");
+    let loads = through(&mut nodes, || server.freeze(), || server.thaw());
+    assert_at_most(&loads, 2 * LIMIT);
+    assert_normal_again(&loads);
+    let assumed: u64 = nodes.iter().map(|node| node.fleet.figures().assumed).sum();
+    assert!(assumed > 0, "shares were spent");
+    // The two seconds in the middle of the outage: shares alone, and never more than the limit.
+    let sums = admitted(&loads);
+    assert!(sums.values().all(|sum| *sum > 0), "an outage that nobody notices: {sums:?}");
+}
+
+#[test]
+fn a_store_that_is_killed_and_comes_back_empty() {
+    redis_or_skip!();
+    let mut server = Server::start();
+    let mut nodes = two(&server.url(), "deny");
+    let url = server.url();
+    let server = std::cell::RefCell::new(&mut server);
+    let loads =
+        through(&mut nodes, || server.borrow_mut().kill(), || server.borrow_mut().restart());
+    assert!(url.starts_with("redis://"));
+    // It lost what it had granted in that second.
+    assert_at_most(&loads, 2 * LIMIT);
+    assert_normal_again(&loads);
+}
+
+#[test]
+fn a_store_that_becomes_a_replica() {
+    redis_or_skip!();
+    let server = Server::start();
+    let mut nodes = two(&server.url(), "deny");
+    let replica_of = |host: &str, port: &str| {
+        let () = redis::cmd("REPLICAOF").arg(host).arg(port).query(&mut server.client()).unwrap();
+    };
+    let loads = through(&mut nodes, || replica_of("127.0.0.1", "1"), || replica_of("NO", "ONE"));
+    assert_at_most(&loads, LIMIT);
+    assert_normal_again(&loads);
+}
+
+#[test]
+fn a_store_that_is_slow_is_not_waited_for() {
+    redis_or_skip!();
+    let server = Server::start();
+    let proxy = Proxy::start(server.address());
+    let mut nodes = two(&proxy.url(), "deny");
+    let fleets: Vec<_> = nodes.iter().map(|node| node.fleet.clone()).collect();
+    let loads = under_load(&mut nodes, || {
+        seconds_begin(2);
+        proxy.delay(Duration::from_millis(20));
+        await_health(&fleets, Health::Late);
+        seconds_begin(2);
+        proxy.delay(Duration::ZERO);
+        await_health(&fleets, Health::Up);
+        seconds_begin(3);
+    });
+    assert_at_most(&loads, LIMIT);
+    assert_normal_again(&loads);
+    // Leases go on all the while.
+    assert!(admitted(&loads).values().all(|sum| *sum > 0), "{loads:?}");
+}
+
+#[test]
+fn without_a_store_from_the_start_the_policy_decides_at_once() {
+    redis_or_skip!();
+    for (policy, expected) in [("allow", true), ("deny", false)] {
+        let own = format!("  on-store-failure: {policy}\n");
+        let url = format!("redis://127.0.0.1:{}/0", weir_tests::redis::free_port());
+        let node =
+            Node::start_without_store(RedisSettings::single(url), "east", &rules(10, "hour", &own));
+        let begin = Instant::now();
+        for _ in 0..50 {
+            assert_eq!(node.admits().1, expected, "{policy}");
+        }
+        assert!(begin.elapsed() < PATIENCE, "nobody waits for a server that is not there");
+    }
+}
