@@ -48,20 +48,38 @@ impl PodNetworks {
     /// Looks for the pods that were not found yet, and forgets those that nobody wants any more.
     /// Whether anything changed.
     pub fn look_for(&mut self, wanted: &BTreeSet<String>) -> bool {
-        let before = self.found.len();
-        self.found.retain(|uid, _| wanted.contains(uid));
-        self.problems.retain(|uid, _| wanted.contains(uid));
-        let mut changed = self.found.len() != before;
+        let changed = self.forget(|uid| !wanted.contains(uid));
         if wanted.iter().all(|uid| self.found.contains_key(uid)) {
             return changed;
         }
+        self.find_all(wanted, &Cgroups::look(&self.root)) || changed
+    }
+
+    /// The same after cgroups came or went: those that are gone are forgotten, too.
+    pub fn look_at_cgroups(&mut self, wanted: &BTreeSet<String>) -> bool {
         let cgroups = Cgroups::look(&self.root);
+        // kubelet removes a pod's cgroup when all of it has ended. To hold its namespace any longer
+        // would keep its interfaces there. Where there are no cgroups at all, nothing is known.
+        let is_gone = |uid: &str| !cgroups.above.is_empty() && !cgroups.pods.contains_key(uid);
+        let changed = self.forget(|uid| !wanted.contains(uid) || is_gone(uid));
+        self.find_all(wanted, &cgroups) || changed
+    }
+
+    fn forget(&mut self, is_unwanted: impl Fn(&str) -> bool) -> bool {
+        let before = self.found.len();
+        self.found.retain(|uid, _| !is_unwanted(uid));
+        self.problems.retain(|uid, _| !is_unwanted(uid));
+        self.found.len() != before
+    }
+
+    fn find_all(&mut self, wanted: &BTreeSet<String>, cgroups: &Cgroups) -> bool {
+        let mut changed = false;
         for uid in wanted {
-            let Some(paths) = cgroups.pods.get(uid).filter(|_| !self.found.contains_key(uid))
-            else {
-                continue;
-            };
-            changed |= self.find(uid, paths);
+            if let Some(paths) = cgroups.pods.get(uid)
+                && !self.found.contains_key(uid)
+            {
+                changed |= self.find(uid, paths);
+            }
         }
         changed
     }
@@ -71,18 +89,13 @@ impl PodNetworks {
         self.found.values_mut().for_each(|network| network.interfaces = None);
     }
 
-    /// Looks at all of them once more: they may be gone, or have other namespaces.
-    pub fn look_again(&mut self, wanted: &BTreeSet<String>) {
+    /// Looks at all of them once more: they may have other namespaces.
+    pub fn look_again(&mut self, wanted: &BTreeSet<String>) -> bool {
         if wanted.is_empty() {
-            self.found.clear();
-            return;
+            return self.forget(|_| true);
         }
         let cgroups = Cgroups::look(&self.root);
-        if !cgroups.above.is_empty() {
-            // kubelet removes a pod's cgroup when all of it has ended. To hold its namespace any
-            // longer would keep its interfaces there.
-            self.found.retain(|uid, _| cgroups.pods.contains_key(uid));
-        }
+        let mut changed = false;
         for (uid, paths) in &cgroups.pods {
             let Some(known) = self.found.get(uid) else { continue };
             let mut inodes = paths
@@ -93,10 +106,10 @@ impl PodNetworks {
                 .peekable();
             let inode = known.inode;
             if inodes.peek().is_some() && !inodes.any(|other| other == inode) {
-                self.find(uid, paths);
+                changed |= self.find(uid, paths);
             }
         }
-        self.look_for(wanted);
+        self.look_at_cgroups(wanted) || changed
     }
 
     /// Finds the namespace of a pod with these cgroups.

@@ -141,16 +141,30 @@ impl Engine {
         }
     }
 
-    /// Processes have come or gone in pods: their networks may be found now, or be others.
+    /// Processes have come or gone in pods: networks may be found now, or be gone.
     pub fn find_pods(&mut self) {
-        self.pods.networks.look_again(&self.pods.wanted());
-        self.reconcile();
+        let wanted = self.pods.wanted();
+        // One whose network is another by now has lost the interface that was found.
+        let is_lost = |known: &Known| match &known.location {
+            Location::Pod(PodLocation::Cgroup(uid)) => {
+                known.attached.is_err() && self.pods.networks.get(uid).is_some()
+            }
+            _ => false,
+        };
+        let changed = match self.workloads.iter().any(is_lost) {
+            true => self.pods.networks.look_again(&wanted),
+            false => self.pods.networks.look_at_cgroups(&wanted),
+        };
+        if changed {
+            self.reconcile();
+        }
     }
 
-    /// The same, and pods may have other interfaces than before.
+    /// Pods may have other networks, and other interfaces there, without anybody having said so.
     pub fn check_pods(&mut self) {
         self.pods.networks.doubt();
-        self.find_pods();
+        self.pods.networks.look_again(&self.pods.wanted());
+        self.reconcile();
     }
 
     /// Looks for the pods without a network, if there are any.
