@@ -15,6 +15,7 @@ const KEYS: &[&str] = &[
     "threads",
     "http",
     "debug",
+    "tls",
     "quotas",
     "merge-domains",
     "mode",
@@ -33,7 +34,7 @@ const KEYS: &[&str] = &[
     "drain-delay",
 ];
 
-const LATER: &[&str] = &["tls", "xds", "statsd"];
+const LATER: &[&str] = &["xds", "statsd"];
 
 /// Reads it; `None` when anything in it is wrong. Half a service would be another service.
 pub(super) fn read(notes: &mut Notes<'_>, node: &Node) -> Option<Settings> {

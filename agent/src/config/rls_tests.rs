@@ -65,7 +65,7 @@ fn what_is_wrong_is_said_with_its_place() {
         ("listen: '1.1.1.1:1', keep-alive: 20", "`keep-alive`: `20` is no time"),
         ("listen: '1.1.1.1:1', quotas: here", "`here` is not absolute"),
         ("socket: /s, socket-mode: rw", "`rw` is no mode"),
-        ("socket: /s, tls: { cert: /c }", "`tls` in `rls` is not supported by this version"),
+        ("socket: /s, tls: { cert: /c }", "`tls` is incomplete; expected `cert` and `key`"),
         ("socket: /s, response-headers: { limit: 'a b' }", "`a b` is no header"),
     ] {
         let text = format!("rls: {{ {text} }}\n");

@@ -19,6 +19,7 @@ mod server;
 mod service;
 mod settings;
 mod state;
+mod tls;
 pub mod view;
 
 use crate::app::memory;
@@ -31,6 +32,7 @@ pub use self::{
     server::{Health, Server, StartError},
     settings::{Bounds, Headers, Modes, Settings, Tls, Xds},
     state::{Loaded, State},
+    tls::TlsError,
 };
 
 #[cfg(test)]

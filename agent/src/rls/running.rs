@@ -18,6 +18,7 @@ use super::{
     server::{Health, Server, StartError},
     settings::Settings,
     state::State,
+    tls::Certificates,
 };
 use crate::admin::{self, Peer, converse_with};
 
@@ -62,7 +63,9 @@ impl Running {
         if let Some(listener) = debug {
             tasks.spawn(serve(listener, http::debug(Arc::clone(&state)), drained.clone()));
         }
-        tasks.spawn(watch_files(Arc::clone(&state), seen, server.health(), drained));
+        let certificates = server.certificates();
+        let watched = (server.health(), certificates);
+        tasks.spawn(watch_files(Arc::clone(&state), seen, watched, drained));
         Ok(Self { state, server, http: http_at, debug: debug_at, tasks, drain })
     }
 
@@ -117,7 +120,7 @@ async fn load(state: &Arc<State>) {
 async fn watch_files(
     state: Arc<State>,
     mut seen: Stamp,
-    health: Health,
+    (health, certificates): (Health, Option<Arc<Certificates>>),
     mut drain: watch::Receiver<bool>,
 ) {
     let mut look = interval(LOOK);
@@ -126,6 +129,9 @@ async fn watch_files(
         tokio::select! {
             () = drained(&mut drain) => return,
             _ = look.tick() => {}
+        }
+        if let Some(certificates) = &certificates {
+            certificates.refresh();
         }
         let now = state.files().stamp();
         if now != seen {

@@ -31,6 +31,7 @@ use super::{
     service::{HEALTH_NAME, Services},
     settings::Bounds,
     state::State,
+    tls::{Certificates, TlsError},
 };
 use crate::quota::{Caller, Credentials};
 
@@ -43,6 +44,9 @@ pub enum StartError {
     /// There is no thread to answer.
     #[error("cannot start a thread that answers rate limit requests")]
     Thread(#[source] io::Error),
+    /// There is nothing to encrypt with.
+    #[error("rate limit requests cannot be encrypted")]
+    Tls(#[from] TlsError),
     /// A thread ended while it started.
     #[error("a thread that answers rate limit requests ended at once: this is a bug")]
     Ended,
@@ -55,6 +59,7 @@ pub struct Server {
     addresses: Vec<SocketAddr>,
     unix: Option<UnixSocket>,
     health: Health,
+    certificates: Option<Arc<Certificates>>,
     drain: watch::Sender<bool>,
     /// Fails when a thread is gone.
     alive: Vec<oneshot::Receiver<()>>,
@@ -72,6 +77,7 @@ impl Server {
             addresses: settings.listen.clone(),
             unix: None,
             health: Health(health),
+            certificates: settings.tls.map(Certificates::load).transpose()?.map(Arc::new),
             drain,
             alive: Vec::new(),
         };
@@ -82,6 +88,7 @@ impl Server {
         let floor = Floor {
             state,
             others,
+            certificates: server.certificates.clone(),
             bounds: settings.bounds,
             places: Arc::new(Semaphore::new(settings.bounds.connections)),
             drain: drained,
@@ -107,6 +114,11 @@ impl Server {
     /// Where it listens over TCP.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// What connections are encrypted with, if they are.
+    pub(super) fn certificates(&self) -> Option<Arc<Certificates>> {
+        self.certificates.clone()
     }
 
     /// Who tells health checks.
@@ -160,6 +172,8 @@ impl Health {
 struct Floor {
     state: Arc<State>,
     others: Routes,
+    /// For connections over TCP.
+    certificates: Option<Arc<Certificates>>,
     bounds: Bounds,
     /// One permit for each connection that may be open.
     places: Arc<Semaphore>,
@@ -205,7 +219,7 @@ fn run(
             doors.spawn(open(listener, floor.clone()));
         }
         if let Some(listener) = unix {
-            doors.spawn(open(listener, floor.clone()));
+            doors.spawn(open(listener, Floor { certificates: None, ..floor.clone() }));
         }
         while let Some(ended) = doors.join_next().await {
             if !*floor.drain.borrow() || ended.is_err() {
@@ -298,7 +312,23 @@ async fn come<D: Door>(door: &D, floor: &Floor) -> Option<(OwnedSemaphorePermit,
     }
 }
 
-async fn serve<I>(io: I, caller: Caller, floor: Floor, _place: OwnedSemaphorePermit)
+async fn serve<I>(io: I, mut caller: Caller, floor: Floor, _place: OwnedSemaphorePermit)
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Some(certificates) = &floor.certificates else {
+        return converse_with(io, caller, floor).await;
+    };
+    match certificates.accept(io, floor.bounds.keep_alive_timeout).await {
+        Ok((io, name)) => {
+            caller.tls_name = name;
+            converse_with(io, caller, floor).await;
+        }
+        Err(error) => debug!(%error, ?caller, "a client could not be agreed with on TLS"),
+    }
+}
+
+async fn converse_with<I>(io: I, caller: Caller, floor: Floor)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
