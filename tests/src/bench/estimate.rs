@@ -119,7 +119,7 @@ fn paired(one: &[f64], other: &[f64], join: impl Fn(f64, f64) -> f64) -> Vec<f64
 }
 
 /// The value below which this part of the values lies; of two in the middle, their mean.
-fn pick(values: &mut [f64], quantile: f64) -> f64 {
+pub(crate) fn pick(values: &mut [f64], quantile: f64) -> f64 {
     let place = quantile * (values.len() - 1) as f64;
     let (index, part) = (place.floor() as usize, place.fract());
     let (_, &mut at, above) = values.select_nth_unstable_by(index, f64::total_cmp);

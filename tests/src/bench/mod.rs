@@ -13,6 +13,7 @@ mod frame;
 mod paths;
 mod refusal;
 mod report;
+mod requests;
 mod site;
 
 use std::{
@@ -67,8 +68,8 @@ const QUICK: Effort = Effort {
 };
 
 /// All benches, in their order.
-const ALL: [&str; 5] =
-    [paths::BENCH, connections::BENCH, refusal::BENCH, bulk::BENCH, flood::BENCH];
+const ALL: [&str; 6] =
+    [paths::BENCH, connections::BENCH, refusal::BENCH, bulk::BENCH, flood::BENCH, requests::BENCH];
 
 /// Runs what the command line asks for.
 pub(crate) fn main() -> Result<()> {
@@ -81,6 +82,13 @@ pub(crate) fn main() -> Result<()> {
     let mut report = Report { machine: machine(), quick: options.quick, ..Report::default() };
     let report_to = &mut report;
     let started = Instant::now();
+    if wanted(requests::BENCH) {
+        step(requests::BENCH, || requests::run(effort.rounds, effort.round))?;
+        // It shares nothing with the others.
+        if options.names.iter().all(|name| name == requests::BENCH) && !options.names.is_empty() {
+            return Ok(());
+        }
+    }
     let added = step(paths::BENCH, || match wanted(paths::BENCH) {
         true => paths::run(report_to, effort.paths),
         // Overheads are derived from some of them.
