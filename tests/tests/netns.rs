@@ -74,5 +74,7 @@ mod reloads;
 mod rights;
 #[path = "netns/shadow.rs"]
 mod shadow;
+#[path = "netns/trial.rs"]
+mod trial;
 #[path = "netns/uninstall.rs"]
 mod uninstall;

@@ -11,6 +11,7 @@ mod proposal;
 mod requests;
 mod standby;
 mod timing;
+pub mod trial;
 pub mod view;
 
 use std::{
@@ -204,7 +205,15 @@ async fn agent(options: Options) -> anyhow::Result<()> {
     let shared = Shared { engine: Arc::new(Mutex::new(engine)), requests: told };
     let mut links =
         netlink::LinkEvents::open().context("cannot listen for interfaces that come and go")?;
-    let mut seen = Stamp::of(&options.node_file);
+    let trial = trial::path(&options.socket);
+    // Which file holds now, and which version of it.
+    let look = || {
+        let trial = trial::current(&trial).map(Path::to_owned);
+        let stamp = Stamp::of(trial.as_deref().unwrap_or(&options.node_file));
+        (trial, stamp)
+    };
+    let mut seen = look();
+    shared.engine().try_out(seen.0.clone());
     shared.step(Engine::reload).await?;
     requests.know(shared.engine().addresses());
     let listen = match options.listen {
@@ -236,7 +245,8 @@ async fn agent(options: Options) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {
-                seen = Stamp::of(&options.node_file);
+                seen = look();
+                shared.engine().try_out(seen.0.clone());
                 shared.step(Engine::reload).await?;
                 requests.compare(shared.engine().rls().as_ref());
             }
@@ -254,9 +264,10 @@ async fn agent(options: Options) -> anyhow::Result<()> {
                 PodEvent::Seen => shared.step(Engine::find_pods).await?,
             },
             _ = poll.tick() => {
-                let now = Stamp::of(&options.node_file);
+                let now = look();
                 if now != seen {
                     seen = now;
+                    shared.engine().try_out(seen.0.clone());
                     shared.step(Engine::reload).await?;
                     requests.compare(shared.engine().rls().as_ref());
                 }

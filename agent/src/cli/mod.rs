@@ -4,6 +4,7 @@
 //! socket answers.
 
 mod agent;
+mod apply;
 mod check;
 mod client;
 mod demo;
@@ -59,6 +60,8 @@ struct Cli {
 enum Command {
     Agent(Box<agent::Agent>),
     Check(check::Check),
+    Apply(apply::Apply),
+    Confirm(apply::Confirm),
     Status(status::Status),
     Top(top::Top),
     Explain(explain::Explain),
@@ -77,6 +80,8 @@ impl Command {
         match self {
             Self::Agent(command) => command.run(out),
             Self::Check(command) => command.run(out),
+            Self::Apply(command) => command.run(out),
+            Self::Confirm(command) => command.run(out),
             Self::Status(command) => command.run(out),
             Self::Top(command) => command.run(out),
             Self::Explain(command) => command.run(out),

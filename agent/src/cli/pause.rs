@@ -1,6 +1,6 @@
 //! `weir pause`: enforcement off for a while, in an emergency.
 
-use std::{io::Write, str::FromStr};
+use std::{io::Write, str::FromStr, time::Duration};
 
 use clap::Args;
 
@@ -46,11 +46,17 @@ pub(super) struct Target {
 
 /// A length of time, in whole seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Time(u64);
+pub(super) struct Time(u64);
+
+impl Time {
+    pub(super) const fn duration(self) -> Duration {
+        Duration::from_secs(self.0)
+    }
+}
 
 /// Why a length of time was refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-enum TimeError {
+pub(super) enum TimeError {
     #[error("expected a number with a unit: 90s, 15m or 2h")]
     NotATime,
     #[error("expected more than no time; to end a pause: weir resume")]

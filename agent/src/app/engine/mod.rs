@@ -56,6 +56,8 @@ pub struct Engine {
     /// The same by the clock of processes' starts.
     began_ns: u64,
     path: PathBuf,
+    /// The file that holds in its place for now.
+    trial: Option<PathBuf>,
     memory: PathBuf,
     /// The text of the file that holds; empty when none was ever good.
     text: String,
@@ -120,6 +122,7 @@ impl Engine {
             started_ns: clock.monotonic_ns(),
             began_ns: clock.boottime_ns(),
             path,
+            trial: None,
             history_path: memory.with_file_name("history.json"),
             memory,
             text: String::new(),
@@ -169,15 +172,20 @@ impl Engine {
         }
     }
 
+    /// From the next reload on, this file holds in place of the node file; with `None`, that again.
+    pub fn try_out(&mut self, trial: Option<PathBuf>) {
+        self.trial = trial;
+    }
+
     /// Reads the file and makes it hold. What cannot be understood keeps what it was.
     pub fn reload(&mut self) {
-        let name = self.path.display().to_string();
-        let reading =
-            config::load(&self.path).map_err(|error| error.to_string()).and_then(|text| {
-                read(&text, &name, Some(&self.file))
-                    .map(|reading| (text, reading))
-                    .map_err(|problem| problem.to_string())
-            });
+        let path = self.trial.as_ref().unwrap_or(&self.path);
+        let name = path.display().to_string();
+        let reading = config::load(path).map_err(|error| error.to_string()).and_then(|text| {
+            read(&text, &name, Some(&self.file))
+                .map(|reading| (text, reading))
+                .map_err(|problem| problem.to_string())
+        });
         let (text, problems) = match reading {
             Ok((text, reading)) => {
                 self.file = reading.file.clone();

@@ -1,0 +1,40 @@
+//! A node file on trial, on a machine whose administrator may shut themselves out with it.
+//!
+//! The trial lies beside the admin socket, and its time of change is its end: one file, replaced in
+//! one step, that says all. While it has not ended it holds in place of the node file, which nobody
+//! touches before the trial is confirmed. So a trial that is not confirmed ends by itself: by the
+//! clock, or, where the folder does not outlive the machine (`/run`), with the machine.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use tracing::{info, warn};
+
+/// Where the trial of the agent with this admin socket lies.
+pub fn path(socket: &Path) -> PathBuf {
+    socket.with_file_name("trial.yaml")
+}
+
+/// When the trial ends, if there is one.
+pub fn end(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|meta| meta.modified()).ok()
+}
+
+/// The trial, while it holds. One that has ended is removed.
+pub(super) fn current(path: &Path) -> Option<&Path> {
+    if SystemTime::now() < end(path)? {
+        return Some(path);
+    }
+    match fs::remove_file(path) {
+        Ok(()) => {
+            info!(trial = %path.display(), "audit: nobody confirmed the trial; the node file holds again")
+        }
+        Err(problem) => {
+            warn!(trial = %path.display(), error = %problem, "a trial that has ended stays, and does not hold")
+        }
+    }
+    None
+}
