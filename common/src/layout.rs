@@ -366,9 +366,10 @@ pub struct Rule {
     pub kind: u8,
     /// [`RULE_SHADOW`], [`RULE_DROP`] and [`RULE_HTTP1`].
     pub flags: u8,
-    /// Prefix length that groups IPv4 sources.
+    /// Prefix length that groups IPv4 sources. Of a breaker: its service's number in the block.
     pub group_v4: u8,
-    /// Prefix length that groups IPv6 sources.
+    /// Prefix length that groups IPv6 sources. Of a breaker: how many of the service's may be ejected
+    /// at once; 0 for any number.
     pub group_v6: u8,
 }
 

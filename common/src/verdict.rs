@@ -146,6 +146,8 @@ reasons! {
     PacketRate = 35, "packet_rate";
     /// Passed with a mark of congestion (ECN), because a byte limit is half spent.
     Marked = 36, "marked";
+    /// The breaker of a service's endpoint is open, but enough other endpoints are ejected.
+    EjectionSpared = 37, "ejection_spared";
 }
 
 impl Reason {

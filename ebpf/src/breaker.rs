@@ -7,7 +7,7 @@ use weir_common::{
     breaker::{
         self, Admission, Asked, Counted, Direct, Edge, Failed, Params, Steps, Told, Verdict,
     },
-    layout::Rule,
+    layout::{MAX_RULES, Rule, RuleKind},
     track::Event,
     way::Line as _,
     word::Word as _,
@@ -16,6 +16,7 @@ use weir_common::{
 use crate::{
     emit,
     maps::{self, MapLine},
+    rule::{rule_of, unknown},
     track::Owner,
 };
 
@@ -107,6 +108,41 @@ pub extern "C" fn weir_ask(cell: u32, owner: u32, now_ns: u64) -> u64 {
         Admission::Probing => NOT_NOW,
         Admission::Contended => CONTENDED,
     }
+}
+
+/// Whether a rule's breaker that would refuse lets pass, because of its service enough are ejected.
+#[inline(always)]
+pub fn is_spared(rule: &Rule, block: u32, index: u32, now_ns: u64) -> bool {
+    rule.kind == RuleKind::Breaker as u8
+        && rule.group_v6 != 0
+        && weir_is_spared(block, index, now_ns) != 0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_is_spared(block: u32, this: u32, now_ns: u64) -> u64 {
+    let Some(rule) = rule_of(block, this) else { return 0 };
+    let own = (weir_ejected_for(block, this, now_ns), this);
+    let mut before = 0u64;
+    for index in 0..MAX_RULES as u32 {
+        before = unknown(before, now_ns);
+        let Some(other) = rule_of(block, index) else { break };
+        if other.kind == RuleKind::Breaker as u8 && other.group_v4 == rule.group_v4 {
+            let age = weir_ejected_for(block, index, now_ns);
+            before += u64::from(age != 0 && breaker::is_before((age, index), own));
+        }
+    }
+    u64::from(before >= u64::from(rule.group_v6))
+}
+
+/// How long the breaker of a rule has been ejected, in ticks; 0 when it is not.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_ejected_for(block: u32, rule: u32, now_ns: u64) -> u64 {
+    let Some(rule) = rule_of(block, rule) else { return 0 };
+    let Some(word) = maps::cell(rule.cell) else { return 0 };
+    let params = Params::unpack([rule.cost, rule.burst, rule.step]);
+    breaker::ejected_for(word.load(), &params, now_ns).unwrap_or(0)
 }
 
 /// Tells the breaker of a cell. `verdict` is `epoch << 8 | Verdict`; without a place the attempt began

@@ -209,7 +209,7 @@ mod tests {
     use weir_common::gcra::Refill;
 
     use super::{super::tables::LoadRef, *};
-    use crate::policy::{LimitKind, Rate, Slot, parse_bucket, parse_cidr};
+    use crate::policy::{LimitKind, Rate, ServiceName, Slot, To, parse_bucket, parse_cidr};
 
     fn slot(kind: LimitKind) -> Slot {
         Slot { kind, port: None, to: None, beside: false }
@@ -240,7 +240,11 @@ mod tests {
             LineRef::Limit(slot(LimitKind::ConnectionsPerSource)),
             LineRef::Limit(slot(LimitKind::OutboundConnections)),
             LineRef::Limit(Slot { port: crate::policy::Port::new(80), ..plain }),
-            LineRef::Limit(Slot { to: parse_cidr("10.0.0.0/8").ok(), ..plain }),
+            LineRef::Limit(Slot { to: parse_cidr("10.0.0.0/8").ok().map(To::Cidr), ..plain }),
+            LineRef::Limit(Slot {
+                to: Some(To::Service(ServiceName::parse("db").unwrap())),
+                ..plain
+            }),
             LineRef::Limit(Slot { beside: true, ..plain }),
             LineRef::Exempt(parse_cidr("10.0.0.0/8").unwrap()),
             LineRef::Probe,

@@ -55,6 +55,9 @@ impl Rule {
         if let RuleKind::Source { group, .. } | RuleKind::SourceLoad { group, .. } = self.kind {
             (rule.group_v4, rule.group_v6) = (group.v4(), group.v6());
         }
+        if let RuleKind::Breaker { among: Some(among), .. } = self.kind {
+            (rule.group_v4, rule.group_v6) = (among.number, among.at_most);
+        }
         if let Some(identity) = self.kind.cell() {
             let params = table.cells.get(&identity)?.params;
             (rule.cost, rule.burst, rule.step) = (params.cost, params.burst, params.step);

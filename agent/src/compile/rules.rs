@@ -14,9 +14,13 @@ use weir_common::{
 
 use super::{
     cells::{Cell, CellKind, Identity},
-    tables::{Block, Blocks, LineRef, LoadRef, Rule, RuleKind, Stage, Tables, WorkloadTable},
+    tables::{
+        Among, Block, Blocks, LineRef, LoadRef, Rule, RuleKind, Stage, Tables, WorkloadTable,
+    },
 };
-use crate::policy::{Bucket, Cidr, Effective, LimitKind, Line, OnLimit, Port, Probes, Slot, Terms};
+use crate::policy::{
+    Bucket, Cidr, Effective, LimitKind, Line, OnLimit, Port, Probes, ServiceName, Slot, Terms, To,
+};
 
 /// A workload to be compiled.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +97,25 @@ impl RuleSet {
             Self::SourceLoads => matches!(kind, RuleKind::SourceLoad { .. }),
             Self::Breakers => matches!(kind, RuleKind::Breaker { .. }),
         }
+    }
+
+    /// Those of the set that share the bound: all, but of breakers the most that one connection can
+    /// meet. Networks lie in each other or apart, so these meet where the narrowest of them is.
+    fn most_at_once(self, rules: &[Rule]) -> Vec<Rule> {
+        let of_set: Vec<Rule> =
+            rules.iter().filter(|rule| self.holds(rule.kind)).copied().collect();
+        if !matches!(self, Self::Breakers) {
+            return of_set;
+        }
+        let meets = |narrow: &Rule| -> Vec<Rule> {
+            let covers = |wide: &&Rule| match (wide.peer, narrow.peer) {
+                (None, _) => true,
+                (Some(_), None) => false,
+                (Some(wide), Some(narrow)) => wide.covers(narrow),
+            };
+            of_set.iter().filter(covers).copied().collect()
+        };
+        of_set.iter().map(meets).max_by_key(Vec::len).unwrap_or_default()
     }
 
     const fn max(self) -> usize {
@@ -265,13 +288,14 @@ impl<'a> Workload<'a> {
             rules.extend(self.probe_rules(direction, port, drop));
         }
         // What refuses without spending comes first; what is counted is given back most easily.
+        let mut services = Vec::new();
         for line in lines.iter().filter(|line| line.slot.kind.is_breaker()) {
-            rules.push(self.limit_rule(line, drop));
+            rules.extend(self.limit_rules(line, among(line, &mut services), drop));
         }
         rules.extend(self.load_rules(port, &lines, drop));
         for line in lines {
             if !line.slot.kind.is_breaker() && !is_load(line.slot.kind) {
-                rules.push(self.limit_rule(line, drop));
+                rules.extend(self.limit_rules(line, None, drop));
             }
         }
         for set in RuleSet::ALL {
@@ -288,7 +312,7 @@ impl<'a> Workload<'a> {
         port: Option<Port>,
         rules: &mut Vec<Rule>,
     ) {
-        let of_set = || rules.iter().filter(|rule| set.holds(rule.kind));
+        let of_set = || set.most_at_once(rules).into_iter();
         if of_set().count() <= set.max() {
             return;
         }
@@ -301,15 +325,14 @@ impl<'a> Workload<'a> {
             lines: of_set().map(|rule| rule.line).collect(),
             effect: OverflowEffect::Cut,
         });
-        let mut room = set.max();
-        rules.retain(|rule| {
-            if !set.holds(rule.kind) {
-                return true;
+        let mut kept: Vec<Rule> = Vec::new();
+        for rule in std::mem::take(rules) {
+            kept.push(rule);
+            if set.holds(rule.kind) && set.most_at_once(&kept).len() > set.max() {
+                kept.pop();
             }
-            let fits = room > 0;
-            room = room.saturating_sub(1);
-            fits
-        });
+        }
+        *rules = kept;
     }
 
     fn probe_rules(&mut self, direction: Direction, port: Option<Port>, drop: bool) -> Vec<Rule> {
@@ -370,7 +393,9 @@ impl<'a> Workload<'a> {
         rules
     }
 
-    fn limit_rule(&mut self, line: &Line, drop: bool) -> Rule {
+    /// The rules of a line: one, but of a rate to a service one for each of its endpoints, which all
+    /// spend from one bucket.
+    fn limit_rules(&mut self, line: &Line, among: Option<Among>, drop: bool) -> Vec<Rule> {
         let reference = LineRef::Limit(line.slot);
         let per_source = line.limit.group;
         let kind = match (line.limit.terms, per_source) {
@@ -404,10 +429,18 @@ impl<'a> Workload<'a> {
             }
             (Terms::Breaker(breaker), _) => {
                 let cell = self.cell(Cell::breaker(&breaker, reference));
-                RuleKind::Breaker { cell, http1: breaker.http1 }
+                RuleKind::Breaker { cell, http1: breaker.http1, among }
             }
         };
-        Rule { peer: line.slot.to, kind, shadow: line.shadow.is_some(), drop, line: reference }
+        let rule = |peer| Rule { peer, kind, shadow: line.shadow.is_some(), drop, line: reference };
+        match (line.slot.to, &line.service) {
+            (None, _) => vec![rule(None)],
+            (Some(To::Cidr(peer)), _) => vec![rule(Some(peer))],
+            (Some(To::Service(_)), served) => {
+                let endpoints = served.iter().flat_map(|served| &served.endpoints);
+                endpoints.map(|endpoint| rule(Some(*endpoint))).collect()
+            }
+        }
     }
 
     fn cell(&mut self, cell: Cell) -> Identity {
@@ -415,6 +448,21 @@ impl<'a> Workload<'a> {
         self.cells.insert(identity, cell);
         identity
     }
+}
+
+/// The breakers that a line's belongs to, if only so many of them may be ejected at once. `services`
+/// has those of the block so far.
+fn among(line: &Line, services: &mut Vec<(ServiceName, Option<Port>, bool)>) -> Option<Among> {
+    let served = line.service.as_ref()?;
+    let at_most = served.ejectable.filter(|at_most| *at_most < served.endpoints.len())?;
+    let key = (served.name, line.slot.port, line.shadow.is_some());
+    let place = services.iter().position(|known| *known == key).unwrap_or_else(|| {
+        services.push(key);
+        services.len() - 1
+    });
+    // A block has no room for more than 15 rules.
+    let fits = |number: usize| u8::try_from(number).unwrap_or(u8::MAX);
+    Some(Among { number: fits(place + 1), at_most: fits(at_most) })
 }
 
 /// What is counted for all sources together, by [`Workload::load_rules`].
@@ -439,7 +487,10 @@ const fn concerns(kind: LimitKind, stage: Stage, direction: Direction) -> bool {
 /// all, a port before all ports, narrow destinations before wide ones; shadow after what is
 /// enforced.
 fn order(slot: &Slot) -> impl Ord + use<> {
-    let width = slot.to.map_or(u8::MAX, |to| u8::MAX - 1 - to.prefix());
+    let width = slot.to.map_or(u8::MAX, |to| match to {
+        To::Cidr(network) => u8::MAX - 1 - network.prefix(),
+        To::Service(_) => 0,
+    });
     let is_inner = slot.kind.is_per_source() || slot.kind == LimitKind::ConnectionBandwidth;
     (!is_inner, slot.port.is_none(), slot.beside, width, slot.to)
 }

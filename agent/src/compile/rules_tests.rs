@@ -20,7 +20,13 @@ fn policy(rows: &[(&str, &str)], exempt: &[&str]) -> Effective {
     let exempt = exempt
         .iter()
         .map(|peer| Sourced { value: parse_cidr(peer).unwrap(), origin: Origin::BUILT_IN });
-    let administrator = Administrator { exempt: exempt.collect(), ..Administrator::default() };
+    let service = |name: &str, hosts: &[u8]| {
+        let endpoints = hosts.iter().map(|host| Cidr::host([192, 0, 2, *host].into()));
+        (ServiceName::parse(name).unwrap(), endpoints.collect())
+    };
+    let services = [service("db", &[1, 2, 3, 4]), service("web", &[8, 9])].into();
+    let exempt = exempt.collect();
+    let administrator = Administrator { exempt, services, ..Administrator::default() };
     let subject = crate::policy::Subject {
         name: "web",
         namespace: None,
@@ -325,23 +331,51 @@ fn changed_numbers_keep_the_cells_and_set_the_blocks_again() {
 
 #[test]
 fn more_than_a_connection_can_be_counted_by_do_not_fit() {
-    let list: Vec<_> = (1..4).map(|host| format!("errors=5 to=10.0.0.{host}")).collect();
+    // A connection to one host meets the breakers of its networks, and none of other hosts.
+    let networks = ["10.0.0.1", "10.0.0.0/8", "10.0.0.0/24", "192.0.2.1"];
+    let list = networks.map(|to| format!("errors=5 to={to}"));
     let effective = policy(&[("outbound-breaker.443", &list.join("; "))], &[]);
     let compiled = compile([subject("web", &effective)], &NodeFacts::default(), None);
     assert_eq!(
         compiled.overflows[0].to_string(),
         "workload web: 3 outbound breakers for port 443, at most 2 fit: outbound-breaker.443 \
-         to=10.0.0.1, outbound-breaker.443 to=10.0.0.2, outbound-breaker.443 to=10.0.0.3; not \
-         enforced: outbound-breaker.443 to=10.0.0.3"
+         to=10.0.0.1, outbound-breaker.443 to=10.0.0.0/24, outbound-breaker.443 to=10.0.0.0/8; not \
+         enforced: outbound-breaker.443 to=10.0.0.0/8"
     );
     let table = &compiled.tables.workloads["web"];
-    assert_eq!(table.egress.ports[&port(443)].rules.len(), 2);
+    assert_eq!(table.egress.ports[&port(443)].rules.len(), 3);
     assert!(compiled.tables.missing_cells().is_empty());
 
     let fits = policy(&[("outbound-breaker.443", &list[..2].join("; "))], &[]);
     let before = compile([subject("web", &fits)], &NodeFacts::default(), None);
     let kept = compile([subject("web", &effective)], &NodeFacts::default(), Some(&before.tables));
     assert_eq!(kept.tables, before.tables);
+}
+
+#[test]
+fn a_services_breakers_know_how_many_of_them_may_be_ejected() {
+    let value = "errors=5 max-ejected=50% to=service/db; errors=4 to=service/web";
+    let table = table(&policy(&[("outbound-breaker", value)], &[]));
+    let among = table.egress.any.rules.iter().map(|rule| match rule.kind {
+        RuleKind::Breaker { among, .. } => among.map(|among| (among.number, among.at_most)),
+        _ => panic!("{rule:?}"),
+    });
+    let mut among = among.collect::<Vec<_>>();
+    among.sort();
+    assert_eq!(among, [None, None, Some((1, 2)), Some((1, 2)), Some((1, 2)), Some((1, 2))]);
+    let cells: BTreeSet<_> = table.egress.any.rules.iter().map(|rule| rule.kind.cell()).collect();
+    assert_eq!(cells.len(), 6, "each endpoint has a breaker of its own");
+}
+
+#[test]
+fn a_rate_to_a_service_has_one_bucket_for_all_endpoints() {
+    let table = table(&policy(&[("outbound-connections", "5/s to=service/db")], &[]));
+    let rules = &table.egress.any.rules;
+    assert_eq!(rules.len(), 4);
+    let cells: BTreeSet<_> = rules.iter().map(|rule| rule.kind.cell()).collect();
+    assert_eq!(cells.len(), 1);
+    let peers: BTreeSet<_> = rules.iter().map(|rule| rule.peer).collect();
+    assert_eq!(peers.len(), 4);
 }
 
 #[test]

@@ -160,6 +160,9 @@ pub enum RuleKind {
         cell: Identity,
         /// Whether it reads responses of HTTP/1.
         http1: bool,
+        /// The others of its service, if not all of them may be ejected at once.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        among: Option<Among>,
     },
     /// Spends bytes from this cell.
     Bandwidth(Identity),
@@ -167,6 +170,15 @@ pub enum RuleKind {
     Packets(Identity),
     /// Spends bytes from the bucket of a connection's direction.
     ConnectionBandwidth(Identity),
+}
+
+/// Breakers of one block that belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Among {
+    /// Tells them from others of the block.
+    pub number: u8,
+    /// How many of them may be ejected at once.
+    pub at_most: u8,
 }
 
 impl RuleKind {

@@ -18,8 +18,8 @@ use super::{
 };
 use crate::policy::{
     Administrator, Allow, Bucket, Cidr, Entries, Entry, Glob, Key, KeyKind, Layer, Match, Mode,
-    Origin, Place, Policy, Port, PortName, Ports, Probes, Problem, RESETS, Setting, Sourced,
-    nearest, parse_bucket, parse_cidr,
+    Origin, Place, Policy, Port, PortName, Ports, Probes, Problem, RESETS, ServiceName, Services,
+    Setting, Sourced, nearest, parse_bucket, parse_cidr,
 };
 
 /// A file that was read, and what was wrong with it.
@@ -47,8 +47,9 @@ pub fn read(text: &str, file: &str, previous: Option<&NodeFile>) -> Result<Readi
         );
         notes.problems.push(problem.effect("the first one counts"));
     }
-    const KEYS: &[&str] = &["mode", "admin", "exempt", "uplinks", "policies", "workloads", "rls"];
-    let Some(fields) = notes.fields("node file", &tree.root, KEYS, &["quotas", "services"]) else {
+    const KEYS: &[&str] =
+        &["mode", "admin", "exempt", "services", "uplinks", "policies", "workloads", "rls"];
+    let Some(fields) = notes.fields("node file", &tree.root, KEYS, &["quotas"]) else {
         // A lone text or list is YAML, but says nothing.
         let problem = notes.problems.pop().unwrap_or_else(|| {
             Problem::error(Place::BuiltIn, "the node file says nothing", KEYS.join(", "))
@@ -63,6 +64,8 @@ pub fn read(text: &str, file: &str, previous: Option<&NodeFile>) -> Result<Readi
     let listen = notes.settle(listen, previous.map(|file| &file.listen), || None);
     let exempt = fields.read_part(&mut notes, "exempt", read_exempt);
     let exempt = notes.settle(exempt, before.map(|before| &before.exempt), Vec::new);
+    let services = fields.read(&mut notes, "services", read_services);
+    let services = notes.settle(services, before.map(|before| &before.services), Services::default);
     let uplinks = fields.read_part(&mut notes, "uplinks", read_uplinks);
     let uplinks = notes.settle(uplinks, previous.map(|file| &file.uplinks), Vec::new);
     let policies = fields.read_part(&mut notes, "policies", read_policies);
@@ -74,7 +77,7 @@ pub fn read(text: &str, file: &str, previous: Option<&NodeFile>) -> Result<Readi
     let rls = fields.read(&mut notes, "rls", super::rls::read);
     let rls = notes.settle(rls.map(Some), previous.map(|file| &file.rls), || None);
 
-    let administrator = Administrator { mode, exempt, policies };
+    let administrator = Administrator { mode, exempt, services, policies };
     let file = NodeFile { listen, administrator, uplinks, workloads, rls };
     Ok(Reading { file, problems: notes.problems })
 }
@@ -144,6 +147,41 @@ fn read_exempt(notes: &mut Notes<'_>, node: &Node) -> List<Sourced<Cidr>> {
         let origin = Origin { layer: Layer::Node, place: notes.place(item.at) };
         Some(Sourced { value, origin })
     })
+}
+
+/// Services and their endpoints. With one that is bad, the list stays as it was: half of it would be
+/// another list.
+fn read_services(notes: &mut Notes<'_>, node: &Node) -> Option<Services> {
+    let pairs = notes.pairs("services", node, "names and lists of addresses")?;
+    let mut services = Services::new();
+    for (key, value) in pairs {
+        let Some(name) = ServiceName::parse(&key.text) else {
+            let expected = "up to 31 of a-z, 0-9 and `-`";
+            notes.error(key.at, format!("`{}` cannot be a service's name", key.text), expected);
+            continue;
+        };
+        let mut endpoints: Vec<Cidr> = Vec::new();
+        let expected = "a list of addresses or CIDRs";
+        let read = items(notes, &key.text, value, expected, |notes, item| {
+            let endpoint = cidr(notes, &key.text, item)?;
+            let meets = |other: &&Cidr| other.covers(endpoint) || endpoint.covers(**other);
+            if let Some(other) = endpoints.iter().find(meets) {
+                let what = format!("`{}`: {endpoint} and {other} are not apart", key.text);
+                notes.error(item.at, what, "endpoints of which none lies in another");
+                return None;
+            }
+            endpoints.push(endpoint);
+            Some(endpoint)
+        });
+        match read {
+            Ok(endpoints) if endpoints.is_empty() => {
+                notes.error(value.at, format!("`{}` has no endpoints", key.text), expected);
+            }
+            Ok(endpoints) => _ = services.insert(name, endpoints),
+            Err(_) => {}
+        }
+    }
+    (services.len() == pairs.len()).then_some(services)
 }
 
 fn interface(notes: &mut Notes<'_>, node: &Node) -> Option<String> {

@@ -246,7 +246,7 @@ fn each_problem_says_where_what_and_what_was_expected() {
         (
             "workloads: [{name: a, interface: b, policy: {connections.80: '5/s brust=2'}}]",
             "node.yaml:1:67: error: connections.80: this option is unknown: `brust=2`; expected \
-             burst=N, refill=smooth|step, group=/N,/M (per source), to=CIDR (outbound) or shadow; \
+             burst=N, refill=smooth|step, group=/N,/M (per source), to=CIDR|service/NAME (outbound) or shadow; \
              did you mean `burst=`?",
         ),
         (
@@ -376,5 +376,28 @@ proptest! {
                 prop_assert!(kept, "{} is gone: {:?}", workload.name, reading.problems);
             }
         }
+    }
+}
+
+#[test]
+fn services_are_read_or_stay_as_they_were() {
+    let good = "services: {db: [192.0.2.10, 192.0.2.11], far: [10.0.0.0/8]}\n";
+    let file = read(good, "node.yaml", None).unwrap();
+    assert_eq!(file.problems, []);
+    let services = &file.file.administrator.services;
+    let shown: Vec<_> = services
+        .iter()
+        .map(|(name, endpoints)| format!("{name}: {} {}", endpoints.len(), endpoints[0]))
+        .collect();
+    assert_eq!(shown, ["db: 2 192.0.2.10", "far: 1 10.0.0.0/8"]);
+    for (bad, told) in [
+        ("{db: [192.0.2.300]}", "this is not an address or CIDR"),
+        ("{db: []}", "`db` has no endpoints"),
+        ("{Db: [192.0.2.1]}", "`Db` cannot be a service's name"),
+        ("{db: [192.0.2.0/24, 192.0.2.1]}", "192.0.2.1 and 192.0.2.0/24 are not apart"),
+    ] {
+        let reading = read(&format!("services: {bad}\n"), "node.yaml", Some(&file.file)).unwrap();
+        assert!(reading.problems.iter().any(|problem| problem.what.contains(told)), "{bad}");
+        assert_eq!(reading.file.administrator.services, *services, "{bad}");
     }
 }

@@ -168,7 +168,8 @@ const fn kind(reason: Reason) -> Kind {
         | Reason::IngressBandwidth
         | Reason::EgressBandwidth
         | Reason::PacketRate
-        | Reason::Marked => Kind::Decision,
+        | Reason::Marked
+        | Reason::EjectionSpared => Kind::Decision,
     }
 }
 

@@ -50,6 +50,20 @@ pub struct Breaker {
     pub probes: Option<NonZeroU16>,
     /// Whether responses of HTTP/1 are read: 5xx is a failure.
     pub http1: bool,
+    /// Of a service's endpoints, so many in a hundred must not be ejected.
+    pub min_health: Option<NonZeroU16>,
+    /// Of a service's endpoints, so many in a hundred may be ejected at once.
+    pub max_ejected: Option<NonZeroU16>,
+}
+
+impl Breaker {
+    /// Of so many endpoints of a service, how many may be ejected at once: one always; `None` for all.
+    pub fn ejectable(&self, endpoints: usize) -> Option<usize> {
+        let spared = self.min_health.map(|percent| 100 - percent.get().min(100));
+        let ejected = self.max_ejected.map(NonZeroU16::get);
+        let percent = spared.into_iter().chain(ejected).min()?;
+        Some((endpoints * usize::from(percent) / 100).max(1))
+    }
 }
 
 /// A share of failures among enough verdicts.
@@ -101,6 +115,12 @@ impl fmt::Display for Breaker {
         if self.http1 {
             words.push("http1=on".to_owned());
         }
+        let bounds = [("min-health", self.min_health), ("max-ejected", self.max_ejected)];
+        words.extend(
+            bounds
+                .into_iter()
+                .filter_map(|(name, percent)| percent.map(|percent| format!("{name}={percent}%"))),
+        );
         f.write_str(&words.join(" "))
     }
 }
@@ -127,10 +147,12 @@ pub(super) struct Written<'a> {
     probes: Setting<'a, NonZeroU16>,
     half_open: Setting<'a, bool>,
     http1: Setting<'a, bool>,
+    min_health: Setting<'a, NonZeroU16>,
+    max_ejected: Setting<'a, NonZeroU16>,
 }
 
 /// The settings of a breaker, as they start.
-pub(super) const OPTIONS: [&str; 10] = [
+pub(super) const OPTIONS: [&str; 12] = [
     "errors=",
     "error-ratio=",
     "min-volume=",
@@ -141,7 +163,12 @@ pub(super) const OPTIONS: [&str; 10] = [
     "probes=",
     "half-open=",
     "http1=",
+    "min-health=",
+    "max-ejected=",
 ];
+
+/// Those of them that are about the endpoints of a service.
+pub(super) const OF_SERVICES: [&str; 2] = ["min-health=", "max-ejected="];
 
 impl<'a> Written<'a> {
     /// Takes a setting in; `word` is all of it. Only for names of [`OPTIONS`].
@@ -153,7 +180,7 @@ impl<'a> Written<'a> {
     ) -> Result<(), ValueError> {
         match name {
             "errors" => put(&mut self.errors, word, || whole(name, value, word, MAX_ERRORS)),
-            "error-ratio" => put(&mut self.error_ratio, word, || percent(value, word)),
+            "error-ratio" => put(&mut self.error_ratio, word, || percent(name, value, word, 100)),
             "min-volume" => put(&mut self.min_volume, word, || whole(name, value, word, u16::MAX)),
             "interval" => put(&mut self.interval, word, || time(name, value, word, MAX_EJECTION)),
             "connect-timeout" => {
@@ -165,8 +192,16 @@ impl<'a> Written<'a> {
             }
             "probes" => put(&mut self.probes, word, || whole(name, value, word, MAX_PROBES)),
             "half-open" => put(&mut self.half_open, word, || switch(value)),
+            "min-health" => put(&mut self.min_health, word, || percent(name, value, word, 99)),
+            "max-ejected" => put(&mut self.max_ejected, word, || percent(name, value, word, 100)),
             _ => put(&mut self.http1, word, || switch(value)),
         }
+    }
+
+    /// The first setting that is about the endpoints of a service.
+    pub(super) fn of_service(&self) -> Option<Part<'a>> {
+        let settings = [self.min_health, self.max_ejected];
+        settings.into_iter().flatten().map(|(_, word)| word).next()
     }
 
     /// The breaker, if its settings agree.
@@ -201,6 +236,18 @@ impl<'a> Written<'a> {
             (Some((false, _)), None) => None,
             (_, probes) => Some(probes.map_or(PROBES, |(it, _)| it)),
         };
+        if let (Some((health, at)), Some((ejected, other))) = (self.min_health, self.max_ejected) {
+            // One of them is as good as not written, unless both say the same.
+            let spared = 100 - health.get();
+            let (at, stricter) = match ejected.get() {
+                ejected if ejected < spared => (at, format!("max-ejected={ejected}%")),
+                ejected if ejected > spared => (other, format!("min-health={health}%")),
+                _ => (at, String::new()),
+            };
+            if !stricter.is_empty() {
+                return Err(at.fault(Fault::BoundWithoutEffect { stricter }));
+            }
+        }
         Ok(Breaker {
             errors: self.errors.map(|(it, _)| it),
             error_ratio: ratio.map(|(it, _)| it),
@@ -210,6 +257,8 @@ impl<'a> Written<'a> {
             max_ejection,
             probes,
             http1: self.http1.is_some_and(|(on, _)| on),
+            min_health: self.min_health.map(|(it, _)| it),
+            max_ejected: self.max_ejected.map(|(it, _)| it),
         })
     }
 }
@@ -237,10 +286,16 @@ fn digits(text: &str) -> Option<NonZeroU16> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
-fn percent(value: Part<'_>, word: Part<'_>) -> Result<NonZeroU16, ValueError> {
+/// A percentage from 1 to `most`.
+fn percent(
+    name: &str,
+    value: Part<'_>,
+    word: Part<'_>,
+    most: u16,
+) -> Result<NonZeroU16, ValueError> {
     let number = value.text.strip_suffix('%').and_then(digits);
-    let percent = number.filter(|percent| percent.get() <= 100);
-    percent.ok_or_else(|| bad(word, "error-ratio=N% with a whole number from 1 to 100".to_owned()))
+    let percent = number.filter(|percent| percent.get() <= most);
+    percent.ok_or_else(|| bad(word, format!("{name}=N% with a whole number from 1 to {most}")))
 }
 
 /// A time from 1ms to `most`.

@@ -144,6 +144,11 @@ fn contradictions_name_the_setting_and_what_was_expected() {
             "this option is written twice: `errors=6`; expected each option once",
         ),
         (
+            "errors=5 max-ejected=50%",
+            "this option does not belong to this key: `max-ejected=50%`; expected it only with \
+             `outbound-breaker`",
+        ),
+        (
             "errors=5 half-open=maybe",
             "this word is not accepted here: `maybe`; expected `on` or `off`",
         ),
@@ -220,6 +225,8 @@ proptest! {
             max_ejection: period((ejection + longer).min(MAX_EJECTION.millis())),
             probes: NonZeroU16::new(probes),
             http1,
+            min_health: None,
+            max_ejected: None,
         };
         let printed = breaker.to_string();
         match read("breaker", &printed) {
@@ -227,4 +234,51 @@ proptest! {
             other => prop_assert!(false, "{}: {:?}", printed, other),
         }
     }
+}
+
+#[test]
+fn bounds_on_endpoints_are_for_services_and_must_agree() {
+    let told = |value: &str| read("outbound-breaker", value).unwrap_err().to_string();
+    for (value, expected) in [
+        ("errors=5 max-ejected=50%", "it beside to=service/NAME"),
+        ("errors=5 min-health=50% to=10.0.0.1", "it beside to=service/NAME"),
+        (
+            "errors=5 min-health=100% to=service/db",
+            "min-health=N% with a whole number from 1 to 99",
+        ),
+        (
+            "errors=5 min-health=80% max-ejected=50% to=service/db",
+            "only one of the two, or both so that they make 100%",
+        ),
+        ("errors=5 to=service/", "service/NAME, with a name of up to 31 of a-z, 0-9 and `-`"),
+        ("errors=5 to=service/Db", "service/NAME, with a name of up to 31 of a-z, 0-9 and `-`"),
+    ] {
+        let told = told(value);
+        assert!(told.ends_with(&format!("; expected {expected}")), "{told}");
+    }
+    let blamed = |value: &str| read("outbound-breaker", value).unwrap_err().quote;
+    let both = |health, ejected| {
+        format!("errors=5 min-health={health}% max-ejected={ejected}% to=service/db")
+    };
+    assert_eq!(blamed(&both(80, 50)), "max-ejected=50%");
+    assert_eq!(blamed(&both(80, 10)), "min-health=80%");
+    assert!(read("outbound-breaker", &both(80, 20)).is_ok());
+}
+
+#[test]
+fn one_endpoint_may_always_be_ejected_and_no_more_than_the_share() {
+    let ejectable = |settings: &str, endpoints| {
+        let value = format!("errors=5 {settings} to=service/db");
+        let Ok(Setting::Limits(limits)) = read("outbound-breaker", &value) else {
+            panic!("{value}")
+        };
+        limits[0].breaker().unwrap().ejectable(endpoints)
+    };
+    assert_eq!(ejectable("", 4), None);
+    assert_eq!(ejectable("max-ejected=50%", 4), Some(2));
+    assert_eq!(ejectable("max-ejected=50%", 5), Some(2));
+    assert_eq!(ejectable("max-ejected=10%", 4), Some(1));
+    assert_eq!(ejectable("min-health=50%", 5), Some(2));
+    assert_eq!(ejectable("min-health=99%", 1), Some(1));
+    assert_eq!(ejectable("max-ejected=100%", 3), Some(3));
 }

@@ -21,7 +21,7 @@ use super::{
     breaker::Breaker,
     key::{Key, KeyKind, LimitKind, Port},
     layer::{Administrator, Allow, BadKey, Entry, Policy, Subject},
-    peer::Cidr,
+    peer::{Cidr, ServiceName, Services, To},
     place::{Layer, Origin, Place, Problem, Sourced},
     suggest::nearest,
     value::{Limit, Mode, OnLimit, Setting, Terms},
@@ -85,7 +85,7 @@ pub struct Slot {
     /// At which port; `None` for all ports together.
     pub port: Option<Port>,
     /// Towards which destinations; `None` for all.
-    pub to: Option<Cidr>,
+    pub to: Option<To>,
     /// A line in shadow that stands beside an enforced one.
     pub beside: bool,
 }
@@ -119,6 +119,19 @@ pub struct Line {
     pub kept: bool,
     /// What made it stricter than written.
     pub clamps: Vec<Clamp>,
+    /// The service that it is about, or one of whose endpoints it is about.
+    pub service: Option<Served>,
+}
+
+/// A service as a line is about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Served {
+    /// Its name.
+    pub name: ServiceName,
+    /// All of its endpoints.
+    pub endpoints: Vec<Cidr>,
+    /// How many of them may be ejected at once; `None` for all.
+    pub ejectable: Option<usize>,
 }
 
 /// Why a line is counted and not enforced.
@@ -221,7 +234,8 @@ pub fn effective(
     last_good: Option<&LastGood>,
 ) -> Outcome {
     let administrator = layers.administrator;
-    let mut reader = Reader { subject, last_good, problems: Vec::new() };
+    let services = &administrator.services;
+    let mut reader = Reader { subject, services, last_good, problems: Vec::new() };
     let policies: Vec<&Policy> =
         administrator.policies.iter().filter(|policy| policy.matches.matches(subject)).collect();
     let allow = policies.iter().find_map(|policy| policy.allow.as_ref());
@@ -246,6 +260,7 @@ pub fn effective(
 
     let merge = Merge {
         node_mode: administrator.mode.as_ref(),
+        services,
         layers: [&workload, &namespace, &defaults],
         maxima: &maxima,
     };
@@ -333,6 +348,7 @@ fn meanwhile(what: impl fmt::Display, origin: &Origin) -> String {
 /// Reads layers: resolves ports, refuses what a layer may not say, falls back on the last good.
 struct Reader<'a> {
     subject: &'a Subject<'a>,
+    services: &'a Services,
     last_good: Option<&'a LastGood>,
     problems: Vec<Pending>,
 }
@@ -394,6 +410,10 @@ impl Reader<'_> {
                 });
             }
         };
+        if let Some(name) = unknown_service(&setting, self.services) {
+            let problem = self.no_service(entry, name);
+            return self.fall_back(layer, problem, Some(id), values, |good| good.id() == Some(id));
+        }
         let present = values.entry(id).or_default();
         if let Some(first) = present.first() {
             let what =
@@ -444,6 +464,17 @@ impl Reader<'_> {
         }
     }
 
+    fn no_service(&self, entry: &Entry, name: ServiceName) -> Problem {
+        let what = format!("`{}`: there is no service `{name}`", entry.written);
+        let names = || self.services.keys().map(ServiceName::as_str);
+        let expected = match nearest(name.as_str(), names()) {
+            Some(meant) => format!("`{meant}`"),
+            None if self.services.is_empty() => "its endpoints under `services`".to_owned(),
+            None => format!("one of {}", names().collect::<Vec<_>>().join(", ")),
+        };
+        Problem::error(entry.place.clone(), what, expected)
+    }
+
     /// Uses the last good values of this layer in place of one that cannot be read.
     fn fall_back(
         &mut self,
@@ -457,6 +488,7 @@ impl Reader<'_> {
         let kept: Vec<(Id, Value)> = candidates
             .filter(|good| good.layer == layer && is_its(good))
             .filter_map(GoodValue::read)
+            .filter(|(_, value)| unknown_service(&value.setting, self.services).is_none())
             .collect();
         let problem = match kept.as_slice() {
             [] if at_stake.is_none() => problem.effect("the line is not in force"),
@@ -499,6 +531,13 @@ impl GoodValue {
     }
 }
 
+/// A service that a value names and nobody knows.
+fn unknown_service(setting: &Setting, services: &Services) -> Option<ServiceName> {
+    let Setting::Limits(limits) = setting else { return None };
+    let mut named = limits.iter().filter_map(|limit| limit.to?.service());
+    named.find(|name| !services.contains_key(name))
+}
+
 /// What a layer may not say at all.
 fn forbidden(layer: Layer, entry: &Entry, key: &Key) -> Option<Problem> {
     let (what, expected) = match (key.kind, layer) {
@@ -522,6 +561,7 @@ fn forbidden(layer: Layer, entry: &Entry, key: &Key) -> Option<Problem> {
 /// Decides between layers that have been read.
 struct Merge<'a> {
     node_mode: Option<&'a Sourced<Mode>>,
+    services: &'a Services,
     /// The most specific first: workload, namespace, administrator's default.
     layers: [&'a Values; 3],
     maxima: &'a Values,
@@ -605,11 +645,39 @@ impl Merge<'_> {
         let values = values.into_iter().flatten();
         values
             .flat_map(|value| value.limits().iter().map(move |limit| (value, limit)))
-            .map(|(value, limit)| self.candidate(value, limit, kind, port))
+            .flat_map(|(value, limit)| self.candidates_of(value, limit, kind, port))
             .collect()
     }
 
-    fn candidate(&self, value: &Value, limit: &Limit, kind: LimitKind, port: Option<Port>) -> Line {
+    /// The lines of one entry: one, but of a breaker to a service one for each of its endpoints.
+    fn candidates_of(
+        &self,
+        value: &Value,
+        limit: &Limit,
+        kind: LimitKind,
+        port: Option<Port>,
+    ) -> Vec<Line> {
+        let Some(name) = limit.to.and_then(To::service) else {
+            let slot = Slot { kind, port, to: limit.to, beside: false };
+            return vec![self.candidate(value, limit, slot)];
+        };
+        // One that is not known has no endpoints, and was reported where it is read.
+        let endpoints = self.services.get(&name).cloned().unwrap_or_default();
+        let ejectable = limit.breaker().and_then(|breaker| breaker.ejectable(endpoints.len()));
+        let slots: Vec<Option<To>> = if kind.is_breaker() {
+            endpoints.iter().map(|endpoint| Some(To::Cidr(*endpoint))).collect()
+        } else {
+            vec![limit.to]
+        };
+        let line = |to| {
+            let slot = Slot { kind, port, to, beside: false };
+            let service = Some(Served { name, endpoints: endpoints.clone(), ejectable });
+            Line { service, ..self.candidate(value, limit, slot) }
+        };
+        slots.into_iter().map(line).collect()
+    }
+
+    fn candidate(&self, value: &Value, limit: &Limit, slot: Slot) -> Line {
         let mode = self.mode(value.layer);
         let mut clamps = Vec::new();
         let forced = self.enforced_by_max().filter(|_| !value.layer.is_administrator());
@@ -624,7 +692,7 @@ impl Merge<'_> {
             _ => None,
         };
         Line {
-            slot: Slot { kind, port, to: limit.to, beside: false },
+            slot,
             limit: Limit { shadow: shadow.is_some(), ..*limit },
             shadow,
             written_key: value.written_key.clone(),
@@ -632,6 +700,7 @@ impl Merge<'_> {
             origin: value.origin(),
             kept: value.kept,
             clamps,
+            service: None,
         }
     }
 }

@@ -75,6 +75,7 @@ impl Written {
         let administrator = Administrator {
             mode: self.mode.map(|value| Sourced { value, origin }),
             exempt: Vec::new(),
+            services: services(),
             policies: self.policies.clone(),
         };
         let ports = Ports::from([(PortName::parse("mysql").unwrap(), Port::new(3306).unwrap())]);
@@ -93,6 +94,12 @@ impl Written {
         assert_eq!(outcome.problems, [], "no problem was expected");
         outcome.effective
     }
+}
+
+/// A service with four endpoints.
+fn services() -> Services {
+    let endpoints = (1..=4).map(|last| Cidr::host([192, 0, 2, last].into()));
+    Services::from([(ServiceName::parse("db").unwrap(), endpoints.collect())])
 }
 
 /// The lines as `key: limit`.
@@ -664,4 +671,40 @@ proptest! {
             Written::default().workload(&borrowed(&rows)).merge_after(Some(&before.last_good));
         prop_assert_eq!(shown(&before.effective), shown(&after.effective));
     }
+}
+
+#[test]
+fn a_breaker_to_a_service_is_one_for_each_endpoint() {
+    let value = "errors=3 max-ejected=60% to=service/db; errors=5 to=10.0.0.1";
+    let effective = Written::default().workload(&[("outbound-breaker.80", value)]).effective();
+    let to = effective.lines.iter().filter_map(|line| line.slot.to);
+    let to: Vec<_> = to.map(|to| to.to_string()).collect();
+    assert_eq!(to, ["10.0.0.1", "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4"]);
+    let served: Vec<_> =
+        effective.lines.iter().filter_map(|line| line.service.as_ref()?.ejectable).collect();
+    assert_eq!(served, [2, 2, 2, 2]);
+    assert_eq!(effective.lines[1].limit.to_string(), "errors=3 max-ejected=60% to=service/db");
+}
+
+#[test]
+fn a_rate_to_a_service_is_one_for_all_endpoints() {
+    let rows = [("outbound-connections", "5/s to=service/db")];
+    let effective = Written::default().workload(&rows).effective();
+    let [line] = &effective.lines[..] else { panic!("{:?}", effective.lines) };
+    assert_eq!(line.slot.to.map(|to| to.to_string()).as_deref(), Some("service/db"));
+    assert_eq!(line.service.as_ref().map(|served| served.endpoints.len()), Some(4));
+}
+
+/// What names no service that is there keeps what was good before.
+#[test]
+fn an_unknown_service_is_an_error_and_removes_nothing() {
+    let good = Written::default().workload(&[("outbound-breaker", "errors=3 to=service/db")]);
+    let before = good.merge();
+    assert_eq!(before.problems, []);
+    let bad = Written::default().workload(&[("outbound-breaker", "errors=3 to=service/bd")]);
+    let after = bad.merge_after(Some(&before.last_good));
+    let [problem] = &after.problems[..] else { panic!("{:?}", after.problems) };
+    assert_eq!(problem.what, "`outbound-breaker`: there is no service `bd`");
+    assert_eq!(problem.expected.as_deref(), Some("one of db"));
+    assert_eq!(shown(&after.effective), shown(&before.effective));
 }

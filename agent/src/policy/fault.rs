@@ -149,6 +149,18 @@ pub enum Fault {
     /// `probes` with `half-open=off`.
     #[error("without a half-open state there are no probes")]
     ProbesWithoutHalfOpen,
+    /// `min-health` beside a `max-ejected` that is stricter, or the other way round.
+    #[error("this has no effect: `{stricter}` is stricter")]
+    BoundWithoutEffect {
+        /// The other one.
+        stricter: String,
+    },
+    /// A bound on the endpoints of a service, without a service.
+    #[error("only a service has endpoints of which some must stay")]
+    BoundWithoutService,
+    /// Not the name of a service.
+    #[error("this cannot be the name of a service")]
+    NotAService,
     /// An option that a later version will know.
     #[error("this option is not supported by this version")]
     OptionNotYet {
@@ -282,6 +294,13 @@ impl Fault {
                 format!("max-ejection={ejection} or longer, or a shorter ejection")
             }
             Self::ProbesWithoutHalfOpen => "half-open=on, or no probes".to_owned(),
+            Self::BoundWithoutEffect { .. } => {
+                "only one of the two, or both so that they make 100%".to_owned()
+            }
+            Self::BoundWithoutService => "it beside to=service/NAME".to_owned(),
+            Self::NotAService => {
+                "service/NAME, with a name of up to 31 of a-z, 0-9 and `-`".to_owned()
+            }
             Self::OptionNotYet { takes } => (*takes).to_owned(),
             Self::UnknownOption { takes, meant } => did_you_mean(meant, takes),
             Self::ForeignOption { belongs_to } => format!("it only with `{belongs_to}`"),
@@ -292,7 +311,9 @@ impl Fault {
                 did_you_mean(meant, &list.join(" or "))
             }
             Self::NotAnAddress => {
-                "an IP address or a CIDR like 10.0.0.0/8 (names are not resolved)".to_owned()
+                "an IP address, a CIDR like 10.0.0.0/8 (names are not resolved), or with `to=` a \
+                 service of the node file: service/NAME"
+                    .to_owned()
             }
             Self::PrefixLength { max } => format!("a prefix length of 0 to {max}"),
             Self::HostBits { network } => format!("{network}"),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use super::{
     fault::KeyError,
     key::{ANNOTATION_PREFIX, Key, KeyKind, Port, Ports},
-    peer::Cidr,
+    peer::{Cidr, Services},
     place::{Place, Problem, Sourced},
     value::{Mode, Setting},
 };
@@ -104,6 +104,8 @@ pub struct Administrator {
     pub mode: Option<Sourced<Mode>>,
     /// Peers that no limit holds for.
     pub exempt: Vec<Sourced<Cidr>>,
+    /// What `to=service/NAME` stands for.
+    pub services: Services,
     /// Policies, in order.
     pub policies: Vec<Policy>,
 }

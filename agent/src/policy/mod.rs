@@ -22,10 +22,12 @@ pub mod value;
 pub use self::{
     bandwidth::{Bandwidth, parse_kubernetes},
     breaker::{Breaker, Ratio},
-    effective::{Clamp, Effective, LastGood, Layers, Line, Outcome, Shadow, Slot, effective},
+    effective::{
+        Clamp, Effective, LastGood, Layers, Line, Outcome, Served, Shadow, Slot, effective,
+    },
     key::{ANNOTATION_PREFIX, Key, KeyKind, LimitKind, Port, PortName, PortRef, Ports},
     layer::{Administrator, Allow, Entries, Entry, Glob, Match, Policy, Subject, annotations},
-    peer::{Cidr, Group},
+    peer::{Cidr, Group, ServiceName, Services, To},
     place::{Layer, Origin, Place, Problem, Severity, Sourced},
     probes::{Probes, RESETS},
     rate::{Bucket, Period, Rate},

@@ -72,10 +72,120 @@ impl Cidr {
             && address.to_canonical().is_ipv4() == self.network.is_ipv4()
     }
 
+    /// Whether all of another network lies in this one.
+    pub fn covers(self, other: Self) -> bool {
+        self.prefix <= other.prefix && self.contains(other.network)
+    }
+
     fn contains_mapped(self) -> bool {
         masked(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().into(), self.prefix) == self.network
     }
 }
+
+/// Where connections go that a limit is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum To {
+    /// To an address or a network.
+    Cidr(Cidr),
+    /// To the endpoints of a service.
+    Service(ServiceName),
+}
+
+impl To {
+    /// What a service's name stands behind.
+    const SERVICE: &str = "service/";
+
+    /// Reads a CIDR, an address or `service/NAME`.
+    pub(super) fn parse(text: &str) -> Result<Self, Fault> {
+        match text.strip_prefix(Self::SERVICE) {
+            Some(name) => ServiceName::parse(name).map(Self::Service).ok_or(Fault::NotAService),
+            None => Cidr::parse(text).map(Self::Cidr),
+        }
+    }
+
+    /// The service, if it is one.
+    pub const fn service(self) -> Option<ServiceName> {
+        match self {
+            Self::Service(name) => Some(name),
+            Self::Cidr(_) => None,
+        }
+    }
+
+    /// The network, if it is one.
+    pub const fn cidr(self) -> Option<Cidr> {
+        match self {
+            Self::Cidr(cidr) => Some(cidr),
+            Self::Service(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for To {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cidr(cidr) => cidr.fmt(f),
+            Self::Service(name) => write!(f, "{}{name}", Self::SERVICE),
+        }
+    }
+}
+
+impl Serialize for To {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The longest name of a service.
+const LONGEST_SERVICE: usize = 31;
+
+/// The name of a service: up to 31 of `a-z`, `0-9` and `-`, with a letter or digit at both ends.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName {
+    /// Filled up with zeros, which no name contains.
+    bytes: [u8; LONGEST_SERVICE],
+}
+
+impl ServiceName {
+    /// Reads a name.
+    pub fn parse(text: &str) -> Option<Self> {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let valid = (1..=LONGEST_SERVICE).contains(&text.len())
+            && text.bytes().all(allowed)
+            && !text.starts_with('-')
+            && !text.ends_with('-');
+        let mut bytes = [0; LONGEST_SERVICE];
+        bytes.iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from);
+        valid.then_some(Self { bytes })
+    }
+
+    /// As written.
+    pub fn as_str(&self) -> &str {
+        let length = self.bytes.iter().take_while(|byte| **byte != 0).count();
+        // ASCII, as it was parsed.
+        str::from_utf8(self.bytes.get(..length).unwrap_or_default()).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for ServiceName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl fmt::Debug for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Services and their endpoints, of which none lies in another.
+pub type Services = std::collections::BTreeMap<ServiceName, Vec<Cidr>>;
 
 const fn bits(address: IpAddr) -> u8 {
     match address {

@@ -17,10 +17,12 @@
 //!          | "burst=" N                          of packets
 //!          | "burst=" N | "refill=" ("smooth" | "step")      of a rate
 //!          | "group=/" N ",/" N                   connections-per-source, max-…-per-source
-//!          | "to=" CIDR                           outbound-connections, outbound-breaker
+//!          | "to=" (CIDR | "service/" NAME)       outbound-connections, outbound-breaker
 //!          | "errors=" N | "error-ratio=" N "%" | "min-volume=" N | "interval=" N unit
 //!          | "connect-timeout=" N unit | "ejection=" N unit | "max-ejection=" N unit
-//!          | "probes=" N | "half-open=" ("on" | "off")       of a breaker
+//!          | "probes=" N | "half-open=" ("on" | "off")
+//!          | "http1=" ("on" | "off")              of a breaker
+//!          | "min-health=" N "%" | "max-ejected=" N "%"      outbound-breaker to a service
 //! exempt   = CIDR (("," | blank) CIDR)*
 //! on-limit = "reset" | "drop"
 //! mode     = "enforce" | "shadow"
@@ -37,7 +39,7 @@ use super::{
     fault::{Fault, ValueError},
     key::{KeyKind, LimitKind},
     part::{Part, period, split, words},
-    peer::{Cidr, Group},
+    peer::{Cidr, Group, To},
     rate::{
         Bucket, MAX_BURST, MAX_PER_SECOND, MAX_SOURCE_PER_SECOND, MAX_SOURCE_WINDOW, MAX_TOKENS,
         MAX_WINDOW, Period, Rate,
@@ -153,7 +155,7 @@ pub struct Limit {
     pub group: Option<Group>,
     /// The destinations it holds for, `None` for all; of outbound limits only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub to: Option<Cidr>,
+    pub to: Option<To>,
     /// Whether it was written with the word `shadow`.
     pub shadow: bool,
 }
@@ -350,7 +352,7 @@ struct Options<'a> {
     burst: Option<(NonZeroU32, Part<'a>)>,
     refill: Option<(Refill, Part<'a>)>,
     group: Option<Group>,
-    to: Option<Cidr>,
+    to: Option<To>,
     breaker: breaker::Written<'a>,
     shadow: bool,
 }
@@ -376,7 +378,13 @@ fn limit(kind: LimitKind, entry: Part<'_>) -> Result<Limit, ValueError> {
                 return Err(entry.fault(Fault::Empty { expected }));
             }
             let mut options = options(kind, words(entry))?;
-            let breaker = std::mem::take(&mut options.breaker).finish(entry)?;
+            let written = std::mem::take(&mut options.breaker);
+            if let Some(bound) = written.of_service()
+                && options.to.and_then(To::service).is_none()
+            {
+                return Err(bound.fault(Fault::BoundWithoutService));
+            }
+            let breaker = written.finish(entry)?;
             (Terms::Breaker(breaker), options)
         }
         LimitKind::ConnectionBandwidth
@@ -562,7 +570,7 @@ fn option<'a>(
         }
         "to" => {
             repeated(options.to.is_some())?;
-            options.to = Some(Cidr::parse(value.text).map_err(|fault| value.fault(fault))?);
+            options.to = Some(To::parse(value.text).map_err(|fault| value.fault(fault))?);
         }
         name => options.breaker.set(name, value, word)?,
     }
@@ -572,7 +580,7 @@ fn option<'a>(
 /// The options that are no breaker's alone, as they start.
 const OPTIONS: [&str; 4] = ["burst=", "refill=", "group=", "to="];
 /// Settings of breakers that later versions will know.
-const LATER: [&str; 2] = ["min-health", "scope"];
+const LATER: [&str; 1] = ["scope"];
 
 /// Whether the key has the option.
 fn takes(kind: LimitKind, option: &str) -> bool {
@@ -581,6 +589,7 @@ fn takes(kind: LimitKind, option: &str) -> bool {
         "refill=" => kind.is_rate(),
         "group=" => kind.is_per_source(),
         "to=" => kind.is_outbound(),
+        option if breaker::OF_SERVICES.contains(&option) => kind == LimitKind::OutboundBreaker,
         _ => kind.is_breaker(),
     }
 }
@@ -593,6 +602,7 @@ fn owner(kind: LimitKind, option: &str) -> &'static str {
         "group=" => LimitKind::MaxConnectionsPerSource,
         "to=" if kind.is_breaker() => LimitKind::OutboundBreaker,
         "to=" => LimitKind::OutboundConnections,
+        option if breaker::OF_SERVICES.contains(&option) => LimitKind::OutboundBreaker,
         _ => LimitKind::Breaker,
     };
     owner.name()
@@ -606,12 +616,14 @@ fn unknown(
     let all = match kind {
         _ if kind.is_breaker() => {
             "errors=N, error-ratio=N%, min-volume=N, interval=T, connect-timeout=T, ejection=T, \
-             max-ejection=T, probes=N, half-open=on|off, to=CIDR (outbound) or shadow"
+             max-ejection=T, probes=N, half-open=on|off, http1=on|off, to=CIDR|service/NAME \
+             (outbound), min-health=N%, max-ejected=N% (to a service) or shadow"
         }
         _ if kind.is_bandwidth() => "burst=SIZE (like 1MB) or shadow",
         LimitKind::Packets => "burst=N or shadow",
         _ if kind.is_rate() => {
-            "burst=N, refill=smooth|step, group=/N,/M (per source), to=CIDR (outbound) or shadow"
+            "burst=N, refill=smooth|step, group=/N,/M (per source), to=CIDR|service/NAME \
+             (outbound) or shadow"
         }
         _ => "group=/N,/M (per source) or shadow",
     };

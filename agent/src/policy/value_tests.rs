@@ -97,8 +97,7 @@ fn outbound_limits_are_a_list_by_destination() {
 #[test]
 fn each_fault_names_its_part_and_column() {
     use Fault::*;
-    const TAKES: &str =
-        "burst=N, refill=smooth|step, group=/N,/M (per source), to=CIDR (outbound) or shadow";
+    const TAKES: &str = "burst=N, refill=smooth|step, group=/N,/M (per source), to=CIDR|service/NAME (outbound) or shadow";
     let key = "connections";
     let rows: &[(&str, Fault, &str, u32)] = &[
         ("", Empty { expected: "a rate like `100/s` or `1 per 60s`" }, "", 1),
@@ -290,7 +289,7 @@ fn limits_of(kind: LimitKind) -> impl Strategy<Value = Setting> {
             Limit {
                 terms,
                 group: kind.is_per_source().then_some(group),
-                to: to.filter(|_| kind.is_outbound()),
+                to: to.filter(|_| kind.is_outbound()).map(To::Cidr),
                 shadow,
             }
         });

@@ -51,6 +51,7 @@
 //! CPUs read the clock before they change a word. A word that is ahead by little was written by a CPU
 //! with a newer time: it is taken as it is, and never brought back.
 
+mod members;
 mod steps;
 mod words;
 
@@ -59,6 +60,7 @@ use self::words::{
     recent, window,
 };
 pub use self::{
+    members::{ejected_for, is_before},
     steps::{Asked, Counted, Direct, Failed, Steps, Told},
     words::{Phase, SKEW_MS, WORDS},
 };

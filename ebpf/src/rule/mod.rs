@@ -74,6 +74,7 @@ impl Ruling {
     pub fn reason(self, rule: &Rule, direction: Direction) -> Reason {
         match self.0 >> WHY & 3 {
             0 => plain_reason(rule, direction),
+            1 if rule.kind == RuleKind::Breaker as u8 => Reason::EjectionSpared,
             1 => Reason::SourceCrowded,
             2 => Reason::Contended,
             _ if rule.kind == RuleKind::Breaker as u8 => Reason::BreakerProbing,
@@ -194,7 +195,8 @@ pub extern "C" fn weir_judge(
     low: u64,
     now_ns: u64,
 ) -> u64 {
-    let (owner, lenient) = (owner_and_lenient >> 8, owner_and_lenient & 0xff);
+    // Taken apart where they are needed: the stack has no room for both of them.
+    let part = |index: u32| unknown(owner_and_lenient.into(), index.into()) as u32;
     let peer = Addr { high, low };
     let Some(rules) = maps::block(block) else { return 0 };
     // As in a ruling, from bit 16 on. Built without a branch, so that the verifier follows one path
@@ -222,7 +224,9 @@ pub extern "C" fn weir_judge(
             None if rule.kind == RuleKind::SourceLoad as u8 => {
                 load::weir_take_source_load(block, index, high, low, now_ns) as u32
             }
-            None if rule.kind == RuleKind::Breaker as u8 => ask(rule, owner, now_ns) as u32,
+            None if rule.kind == RuleKind::Breaker as u8 => {
+                ask(rule, part(index) >> 8, now_ns) as u32
+            }
             None if rule.kind == RuleKind::Load as u8 => {
                 load::weir_take_load(rule.cell, rule.cost, rule.burst, now_ns) as u32
             }
@@ -237,9 +241,12 @@ pub extern "C" fn weir_judge(
             took |= (outcome & BREAKER) << (31 - BREAKER.trailing_zeros());
         }
         if outcome & TOOK == 0 {
-            let why = (outcome >> 1 & 3) << WHY;
-            if rule.flags & RULE_SHADOW == 0 && lenient >> rule.kind & 1 == 0 {
-                return (SOME | u64::from(index)) << REFUSED | why | took << TAKEN;
+            let mut why = (outcome >> 1 & 3) << WHY;
+            if rule.flags & RULE_SHADOW == 0 && part(index) >> rule.kind & 1 == 0 {
+                if !breaker::is_spared(rule, block, index, now_ns) {
+                    return (SOME | u64::from(index)) << REFUSED | why | took << TAKEN;
+                }
+                why = 1 << WHY;
             }
             if let Some(counts) = maps::counts(rule.cell) {
                 counts.shadowed += 1;
@@ -429,8 +436,8 @@ pub extern "C" fn weir_give_back_one(
 /// Whether a take would certainly fail: 1, beside bits that say why as a taking function does.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weir_peek(block: u32, rule: u32, high: u64, low: u64, now_ns: u64) -> u64 {
-    let Some(rule) = rule_of(block, rule) else { return 0 };
+pub extern "C" fn weir_peek(block: u32, index: u32, high: u64, low: u64, now_ns: u64) -> u64 {
+    let Some(rule) = rule_of(block, index) else { return 0 };
     let peer = Addr { high, low };
     if rule.kind == RuleKind::Load as u8 {
         let bounds = Bounds { connections: rule.cost, handshakes: rule.burst };
@@ -445,6 +452,7 @@ pub extern "C" fn weir_peek(block: u32, rule: u32, high: u64, low: u64, now_ns: 
     if rule.kind == RuleKind::Breaker as u8 {
         return match breaker::peek(rule, now_ns) {
             None => 0,
+            Some(_) if breaker::is_spared(rule, block, index, now_ns) => 0,
             Some(Admission::Probing) => 1 | OTHERWISE,
             Some(_) => 1,
         };

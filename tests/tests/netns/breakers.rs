@@ -32,6 +32,7 @@ on_each_side! {
     silence_trips_it
     only_its_probes_get_through_when_it_is_half_open
     what_a_workload_opens_is_broken_off_for_one_upstream_alone
+    of_a_services_endpoints_only_so_many_are_ejected
 }
 
 /// RSTs that a namespace's stack has sent.
@@ -195,6 +196,46 @@ fn what_a_workload_opens_is_broken_off_for_one_upstream_alone(lab: &Lab, side: S
     assert_eq!(changes(&agent, "app", "tc egress"), [1, 0, 0, 0]);
     assert_eq!(ask(app.namespace(), to(&two, 3306), 20).codes(), "ok:20");
     assert_eq!(ask(app.namespace(), to(&one, 80), 20).codes(), "ok:20");
+}
+
+/// Each endpoint of a service has a breaker of its own, and only so many refuse at once: the first
+/// that were ejected. The kernel sees to that alone.
+fn of_a_services_endpoints_only_so_many_are_ejected(lab: &Lab, side: Side) {
+    let node = lab.node("node").unwrap();
+    let app = node.pod("app").unwrap();
+    let endpoints = ["one", "two", "three", "four"].map(|name| node.client(name).unwrap());
+    let addresses = endpoints.each_ref().map(|host| host.ipv4().to_string()).join(", ");
+    let policy = ["outbound-breaker.3306: errors=2 ejection=60s max-ejected=50% to=service/db"];
+    let file = format!("services: {{ db: [{addresses}] }}\n{}", side.node_file(&app, &policy));
+    let mut agent = Agent::start(lab, side.agent_in(&node, &app), &file);
+    assert_eq!(agent.status().problems, [] as [String; 0]);
+    let to = |place: usize| SocketAddr::new(endpoints[place].ipv4().into(), 3306);
+    let heard = |place: usize| resets_of(endpoints[place].namespace());
+    agent.kill();
+
+    // Those that come first are ejected, whichever they are; they hear of two attempts each.
+    for place in [2, 1] {
+        assert_eq!(ask(app.namespace(), to(place), 10).codes(), "refused:10");
+        assert_eq!(heard(place), 2, "endpoint {place}");
+    }
+    // The others would be too, and refuse by themselves.
+    for place in [0, 3] {
+        assert_eq!(ask(app.namespace(), to(place), 10).codes(), "refused:10");
+        assert_eq!(heard(place), 10, "endpoint {place}");
+    }
+    // That changes nothing for the first two.
+    assert_eq!(ask(app.namespace(), to(2), 5).codes(), "refused:5");
+    assert_eq!(ask(app.namespace(), to(1), 5).codes(), "refused:5");
+    assert_eq!((heard(2), heard(1)), (2, 2));
+
+    agent.restart();
+    assert_eq!(changes(&agent, "app", "tc egress"), [4, 0, 0, 0]);
+    assert_eq!(agent.refused_calls("app", "reset breaker_open"), 8 + 8 + 10);
+    assert_eq!(agent.decisions("app", "tc egress", "shadow ejection_spared"), 8 + 8);
+    // One that works again gets all who come, ejected or not.
+    let _server = serve(&endpoints[0], &[3306]);
+    assert_eq!(ask(app.namespace(), to(0), 10).codes(), "ok:10");
+    assert_eq!(agent.decisions("app", "tc egress", "shadow ejection_spared"), 8 + 8 + 10);
 }
 
 /// `half-open=off`: when its time is over it closes, and everybody gets in at once.

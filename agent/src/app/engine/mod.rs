@@ -109,7 +109,7 @@ impl Known {
     /// Whether some limit is about what it opens.
     fn limits_calls(&self) -> bool {
         let mut lines = self.effective.lines.iter();
-        lines.any(|line| !line.slot.kind.is_inbound())
+        lines.any(|line| line.slot.kind.is_outbound())
     }
 }
 
