@@ -6,7 +6,13 @@ use super::{
     fields::{Field, Fields, Notes},
     yaml::{Node, Value},
 };
-use crate::rls::{Bounds, Headers, Modes, Settings, Tls, Xds};
+use crate::{
+    fleet::{
+        FleetSettings,
+        store::redis::{RedisSettings, Topology},
+    },
+    rls::{Bounds, Headers, Modes, Settings, Tls, Xds},
+};
 
 const KEYS: &[&str] = &[
     "listen",
@@ -24,6 +30,7 @@ const KEYS: &[&str] = &[
     "spare-others-when-over",
     "response-headers",
     "dynamic-metadata",
+    "store",
     "healthy-with-quotas",
     "max-connections",
     "max-message-size",
@@ -51,6 +58,7 @@ pub(super) fn read(notes: &mut Notes<'_>, node: &Node) -> Option<Settings> {
         tls: reader.option("tls", |notes, _, node| tls(notes, node)),
         quotas: reader.value("quotas", paths, Vec::new),
         xds: reader.option("xds", |notes, _, node| xds(notes, node)),
+        store: reader.option("store", |notes, _, node| store(notes, node)),
         modes: modes(&mut reader),
         healthy_with_quotas: reader.flag("healthy-with-quotas"),
         bounds: bounds(&mut reader),
@@ -330,6 +338,95 @@ fn xds(notes: &mut Notes<'_>, node: &Node) -> Option<Xds> {
         notes.error(at, "`xds` names no server", "`server: http://HOST:PORT`");
     }
     good.then_some(Xds { server: server?, node, backoff: (first, longest.max(first)) })
+}
+
+/// Where the counts of a fleet are kept.
+fn store(notes: &mut Notes<'_>, node: &Node) -> Option<FleetSettings> {
+    const NAMES: &[&str] = &[
+        "redis",
+        "redis-cluster",
+        "sentinels",
+        "master",
+        "database",
+        "username",
+        "password-file",
+        "ca",
+        "cert",
+        "key",
+        "timeout",
+        "key-prefix",
+        "cluster",
+        "node",
+    ];
+    let fields = notes.fields("store", node, NAMES, &[])?;
+    let unknown = fields.has_unknown(NAMES);
+    let at = fields.at;
+    let mut reader = Reader { notes, fields, good: !unknown };
+    let single = reader.option("redis", redis_url);
+    let nodes =
+        reader.option("redis-cluster", |notes, key, node| some(notes, key, node, redis_url));
+    let sentinels =
+        reader.option("sentinels", |notes, key, node| some(notes, key, node, redis_url));
+    let master = reader.option("master", text);
+    let database = reader.value("database", |n, k, v| number(n, k, v, 0, 255), || 0);
+    let username = reader.option("username", text);
+    let password_file = reader.option("password-file", absolute_path);
+    let ca_file = reader.option("ca", absolute_path);
+    let cert = reader.option("cert", absolute_path);
+    let key = reader.option("key", absolute_path);
+    let timeout = reader.value("timeout", duration, || Duration::from_millis(100));
+    let key_prefix = reader.value("key-prefix", text, String::new);
+    let cluster = reader.value("cluster", text, || "default".to_owned());
+    let node = reader.value("node", text, host_name);
+    let Reader { notes, good, .. } = reader;
+    let database = u8::try_from(database).unwrap_or_default();
+    let topology = match (single, nodes, sentinels, master) {
+        (Some(url), None, None, None) => Some(Topology::Single(url)),
+        (None, Some(urls), None, None) => Some(Topology::Cluster(urls)),
+        (None, None, Some(sentinels), Some(master)) => {
+            Some(Topology::Sentinel { master, sentinels, database })
+        }
+        _ => None,
+    };
+    if topology.is_none() && good {
+        notes.error(
+            at,
+            "`store` does not say where it is",
+            "one of `redis`, `redis-cluster`, or `sentinels` with `master`",
+        );
+    }
+    if cert.is_some() != key.is_some() && good {
+        notes.error(at, "`store` is incomplete", "both of `cert` and `key`, or none");
+        return None;
+    }
+    let redis = RedisSettings {
+        username,
+        password_file,
+        ca_file,
+        client_cert: cert.zip(key),
+        topology: topology?,
+        ..RedisSettings::single("")
+    };
+    let settings = FleetSettings::new(redis, cluster, node);
+    good.then_some(FleetSettings { timeout, key_prefix, ..settings })
+}
+
+/// An address of Redis. It is not quoted in what is said of it: it may hold a password.
+fn redis_url(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<String> {
+    let url = text(notes, key, node)?;
+    if !RedisSettings::understands(&url) {
+        let expected = "redis://HOST:PORT/DB, rediss://HOST:PORT/DB or unix:///PATH?db=N";
+        notes.error(node.at, format!("`{key}` is no address of Redis"), expected);
+        return None;
+    }
+    Some(url)
+}
+
+/// The machine's name, as the kernel tells it.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "node".to_owned() } else { name.to_owned() }
 }
 
 #[cfg(test)]

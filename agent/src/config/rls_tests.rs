@@ -82,3 +82,20 @@ fn a_section_that_cannot_be_read_stays_as_it_was() {
     assert_eq!(after.file.rls, before.rls);
     assert!(after.problems[0].to_string().contains("what stood here before stays"));
 }
+
+#[test]
+fn a_store_is_one_server_a_cluster_or_sentinels() {
+    let store = |text: &str| format!("rls:\n  listen: 127.0.0.1:8081\n  store: {text}\n");
+    let read =
+        settings(&store("{redis: 'redis://a:6379/1', username: u, timeout: 50ms, cluster: c}"));
+    let read = read.store.unwrap();
+    assert_eq!((read.cluster.as_str(), read.redis.servers().as_str()), ("c", "redis://a:6379/1"));
+    assert_eq!(read.timeout, Duration::from_millis(50));
+    assert!(settings(&store("{redis-cluster: ['redis://a', 'redis://b']}")).store.is_some());
+    assert!(settings(&store("{sentinels: ['redis://a'], master: m}")).store.is_some());
+    for wrong in ["{}", "{redis: 'redis://a', redis-cluster: 'redis://b'}", "{master: m}"] {
+        assert_eq!(problems(&store(wrong)).len(), 1, "{wrong}");
+    }
+    let secret = problems(&store("{redis: 'radish://u:secret@a'}"));
+    assert!(!format!("{secret:?}").contains("secret"), "{secret:?}");
+}

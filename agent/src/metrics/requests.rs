@@ -17,7 +17,7 @@ use super::{
     exposition::Page,
     labels::{Denied, ErrorType, Method, Question, Quota},
 };
-use crate::rls::view::Rls;
+use crate::rls::view::{Fleet, Rls};
 
 /// One scrape.
 #[derive(Debug)]
@@ -169,8 +169,46 @@ impl Requests {
             "weir_rls_live_counts_capacity",
             "Counts of quotas that can live at once.",
             rls.live_counts_capacity,
-        )
+        )?;
+        match &rls.fleet {
+            Some(fleet) => self::fleet(page, fleet),
+            None => Ok(()),
+        }
     }
+}
+
+/// Quotas of the fleet and their store.
+fn fleet(page: &mut Page<'_>, fleet: &Fleet) -> fmt::Result {
+    let up = u64::from(fleet.store == "up");
+    page.gauge("weir_fleet_store_up", "1 while the fleet's store answers in time.", up)?;
+    page.counter("weir_fleet_store_commands", "Commands sent to the store.", fleet.commands)?;
+    page.counter(
+        "weir_fleet_store_failures",
+        "Batches and connections that failed.",
+        fleet.failures,
+    )?;
+    page.gauge("weir_fleet_quotas", "Quotas that this node spends from.", fleet.quotas)?;
+    page.counter(
+        "weir_fleet_stranded_hits",
+        "Hits leased whose window ended before they were spent.",
+        fleet.stranded,
+    )?;
+    page.counter(
+        "weir_fleet_overshoot_hits",
+        "Hits admitted without the store that turned out to exceed their limit.",
+        fleet.overshoot,
+    )?;
+    page.counter("weir_fleet_assumed_hits", "Hits admitted without the store.", fleet.assumed)?;
+    page.gauge(
+        "weir_fleet_assumed_share",
+        "What this node may admit in a window without the store, over all quotas.",
+        fleet.assumed_share,
+    )?;
+    page.seconds(
+        "weir_fleet_lease_age",
+        "Age of the oldest lease that is not spent.",
+        fleet.lease_age,
+    )
 }
 
 /// A family whose samples have its bare name.

@@ -105,6 +105,9 @@ impl Running {
         sleep(self.state.settings().bounds.drain_delay).await;
         let _ = self.drain.send(true);
         self.server.stop().await;
+        if let Some(fleet) = self.state.fleet() {
+            fleet.stop().await;
+        }
         while self.tasks.join_next().await.is_some() {}
     }
 }

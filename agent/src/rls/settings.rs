@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use crate::fleet::FleetSettings;
+
 /// How the rate limit service is offered, and from which files it answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -23,6 +25,8 @@ pub struct Settings {
     pub quotas: Vec<PathBuf>,
     /// Where quotas are asked for by xDS instead.
     pub xds: Option<Xds>,
+    /// The store of quotas of scope `fleet`.
+    pub store: Option<FleetSettings>,
     /// What answers are made of.
     pub modes: Modes,
     /// The service is healthy only while at least one domain is known.
@@ -43,6 +47,7 @@ impl Default for Settings {
             tls: None,
             quotas: Vec::new(),
             xds: None,
+            store: None,
             modes: Modes::default(),
             healthy_with_quotas: false,
             bounds: Bounds::default(),

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    fleet::{Fleet, FleetSettings},
     quota::{self, HeaderNames, Now, Quotas, Series, config, series::Counter},
 };
 
@@ -32,6 +33,7 @@ pub struct State {
     pub answers: Answers,
     /// Who has which address.
     pub workloads: Arc<Workloads>,
+    fleet: Option<Arc<Fleet>>,
     settings: Settings,
     clock: Clock,
     /// Where the last good configuration is kept for the next start.
@@ -54,16 +56,26 @@ impl State {
     pub fn new(settings: Settings, workloads: Arc<Workloads>, memory: PathBuf) -> Self {
         let clock = Clock;
         let quotas = Arc::new(Quotas::default());
+        let fleet = settings.store.clone().and_then(start_fleet);
+        if let Some(fleet) = &fleet {
+            quotas.set_store(Arc::clone(fleet) as Arc<dyn quota::store::Store>);
+        }
         Self {
             answers: Answers::new(Arc::clone(&quotas), clock),
             quotas,
             workloads,
+            fleet,
             settings,
             clock,
             memory,
             loaded: Mutex::default(),
             draining: AtomicBool::new(false),
         }
+    }
+
+    /// The store of the fleet's quotas, if there is one.
+    pub fn fleet(&self) -> Option<&Arc<Fleet>> {
+        self.fleet.as_ref()
     }
 
     pub(super) const fn settings(&self) -> &Settings {
@@ -152,6 +164,7 @@ impl State {
             series: self.quotas.series().into_iter().map(series).collect(),
             live_counts: fill.live as u64,
             live_counts_capacity: fill.ways as u64,
+            fleet: self.fleet.as_ref().map(|fleet| fleet.figures().into()),
         }
     }
 
@@ -181,7 +194,9 @@ impl State {
     /// Makes a configuration hold, or says why not.
     fn hold(&self, texts: &Texts) -> bool {
         let applied = self.understand(texts).and_then(|configuration| {
-            self.quotas.apply(&configuration, modes(&self.settings.modes))
+            let settings =
+                quota::Settings { store: self.fleet.is_some(), ..modes(&self.settings.modes) };
+            self.quotas.apply(&configuration, settings)
         });
         match applied {
             Ok(()) => {
@@ -238,6 +253,14 @@ impl State {
             }
         }
     }
+}
+
+/// Without its thread there is no store: quotas that need one are problems then, and seen as such.
+fn start_fleet(settings: FleetSettings) -> Option<Arc<Fleet>> {
+    Fleet::start(settings)
+        .inspect_err(|error| error!(%error, "cannot start what asks the fleet's store"))
+        .ok()
+        .map(Arc::new)
 }
 
 fn modes(modes: &Modes) -> quota::Settings {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fleet::{Figures, Health};
+
 /// The rate limit service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -32,6 +34,53 @@ pub struct Rls {
     pub live_counts: u64,
     /// See `live_counts`.
     pub live_counts_capacity: u64,
+    /// Quotas of the fleet, if there is a store.
+    pub fleet: Option<Fleet>,
+}
+
+/// How the fleet's quotas do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Fleet {
+    /// `up`, `late` or `down`.
+    pub store: String,
+    /// Commands sent to the store.
+    pub commands: u64,
+    /// Batches and connections that failed.
+    pub failures: u64,
+    /// Quotas that this node spends from.
+    pub quotas: u64,
+    /// Hits leased whose window ended before they were spent.
+    pub stranded: u64,
+    /// Hits admitted without the store that turned out to exceed their limit.
+    pub overshoot: u64,
+    /// Hits admitted without the store.
+    pub assumed: u64,
+    /// What this node may admit in a window without the store, over all quotas.
+    pub assumed_share: u64,
+    /// Age of the oldest lease that is not spent, in seconds.
+    pub lease_age: f64,
+}
+
+impl From<Figures> for Fleet {
+    fn from(figures: Figures) -> Self {
+        let store = match figures.health {
+            Health::Up => "up",
+            Health::Late => "late",
+            Health::Down => "down",
+        };
+        Self {
+            store: store.to_owned(),
+            commands: figures.commands,
+            failures: figures.failures,
+            quotas: figures.quotas,
+            stranded: figures.stranded,
+            overshoot: figures.overshoot,
+            assumed: figures.assumed,
+            assumed_share: figures.assumed_share,
+            lease_age: figures.lease_age.as_secs_f64(),
+        }
+    }
 }
 
 /// A histogram.
