@@ -8,6 +8,7 @@ fn all_of_the_node_is_shown_within_a_hundred_columns() {
     let expected = "\
 weir 0.1.0, ready, up 3h12m
 node file /etc/weir/node.yaml, read 11:56:40 (3m20s ago)
+Kubernetes node node-1, 2 pods
 12 sources have buckets, 3 handshakes are remembered
 
 1 problem with the node file:
