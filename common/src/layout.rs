@@ -390,6 +390,11 @@ pub const RULE_DROP: u8 = 2;
 
 /// A breaker's rule reads HTTP/1 responses.
 pub const RULE_HTTP1: u8 = 4;
+/// The rule spends from a quota, which others spend from too.
+pub const RULE_QUOTA: u8 = 8;
+/// A limit's rule counts hits in a window of realtime: [`crate::window`]. `cost` holds the window's seconds,
+/// `burst` how many hits it admits; those that it refuses count, too.
+pub const RULE_WINDOW: u8 = 16;
 
 /// What a rule does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

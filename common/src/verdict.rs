@@ -148,6 +148,8 @@ reasons! {
     Marked = 36, "marked";
     /// The breaker of a service's endpoint is open, but enough other endpoints are ejected.
     EjectionSpared = 37, "ejection_spared";
+    /// `quota` is spent.
+    Quota = 38, "quota";
 }
 
 impl Reason {

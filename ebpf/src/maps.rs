@@ -128,6 +128,13 @@ pub fn tracks() -> bool {
     CONFIG.get(0).is_some_and(|config| config.tracked != 0)
 }
 
+/// Seconds of CLOCK_REALTIME at a time of CLOCK_MONOTONIC.
+#[inline(always)]
+pub fn realtime_s(now_ns: u64) -> u64 {
+    let offset = CONFIG.get(0).map_or(0, |config| config.clock_offset_ns);
+    now_ns.wrapping_add(offset) / 1_000_000_000
+}
+
 /// When the agent last lived, CLOCK_MONOTONIC ns.
 #[inline(always)]
 pub fn heartbeat_ns() -> u64 {

@@ -66,6 +66,8 @@ mod handshakes;
 mod limits;
 #[path = "netns/peers.rs"]
 mod peers;
+#[path = "netns/quotas.rs"]
+mod quotas;
 #[path = "netns/refusals.rs"]
 mod refusals;
 #[path = "netns/reloads.rs"]

@@ -195,6 +195,9 @@ async fn agent(options: Options) -> anyhow::Result<()> {
     let mut events =
         unsafe { AsyncFd::register(datapath.events()?) }.context("cannot wait for events")?;
     let mut engine = Engine::new(datapath, options.node_file.clone(), memory, clock);
+    if let Some(quotas) = requests.quotas() {
+        engine = engine.with_quotas(quotas);
+    }
     let mut pods = match &options.kubernetes {
         Some(kubernetes) => Some(PodEvents::open(kubernetes, &state).await?),
         None => None,

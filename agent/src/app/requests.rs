@@ -11,7 +11,7 @@ use tracing::warn;
 
 use crate::{
     config::{self, NodeFile},
-    quota,
+    quota::{self, Quotas},
     rls::{self, Running, view::Rls},
 };
 
@@ -56,6 +56,11 @@ impl Requests {
             let _ = told.0.set(running.state());
         }
         Ok(Self { settings, running, workloads })
+    }
+
+    /// What answers them, for whoever spends from the same quotas.
+    pub(super) fn quotas(&self) -> Option<Arc<Quotas>> {
+        self.running.as_ref().map(|running| Arc::clone(&running.state().quotas))
     }
 
     /// Tells who has which address.

@@ -256,7 +256,8 @@ pub struct LimitStatus {
     pub value: String,
     /// Whether it only counts.
     pub shadow: bool,
-    /// Tokens that could be taken now; of rates for all sources together.
+    /// Tokens that could be taken now, or hits that are left of a quota's window; of rates for all
+    /// sources together, and of quotas.
     pub tokens: Option<u64>,
     /// Connections that are open now, handshakes among them; of `max-connections` and
     /// `max-handshakes`.

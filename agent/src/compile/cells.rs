@@ -14,7 +14,13 @@ use weir_common::{
 };
 
 use super::tables::LineRef;
-use crate::policy::{Bandwidth, Breaker, Bucket, Period};
+use crate::{
+    policy::{Bandwidth, Breaker, Bucket, Period},
+    quota::{
+        engine::{Engine, Meter},
+        shared::Named,
+    },
+};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -49,6 +55,13 @@ impl Identity {
             LineRef::Probe => Self::hash(&["probe", workload]),
             LineRef::Resets => Self::hash(&["resets", workload]),
         }
+    }
+
+    /// The identity of a quota's count: of all workloads that name it.
+    pub(super) fn quota(named: &Named) -> Self {
+        let kind = named.meter.kind().encode().to_string();
+        let parts = ["quota", &kind].into_iter().chain(named.text.iter().map(String::as_str));
+        Self::hash(&parts.collect::<Vec<_>>())
     }
 
     fn hash(parts: &[&str]) -> Self {
@@ -113,6 +126,9 @@ pub enum CellKind {
     Debt,
     /// A bucket in debt mode for each direction of each connection, kept elsewhere.
     Flow,
+    /// Hits in a window of realtime, in the cell: as cost and burst, its seconds and the hits that
+    /// it admits.
+    Window,
 }
 
 /// A cell and what it admits.
@@ -177,6 +193,19 @@ impl Cell {
                     Params { cost: tariff.price, burst: tariff.burst, step: 0 }
                 });
         Self { kind, params, line }
+    }
+
+    /// The cell of a quota. Sliding windows are no cells.
+    pub(super) fn quota(meter: &Meter, line: LineRef) -> Option<Self> {
+        let (kind, params) = match meter.engine {
+            Engine::Sliding => return None,
+            Engine::Fixed => {
+                let (cost, burst) = (meter.period_s.into(), meter.requests.into());
+                (CellKind::Window, Params { cost, burst, step: 0 })
+            }
+            Engine::Bucket { params, .. } => (CellKind::Bucket, params),
+        };
+        Some(Self { kind, params, line })
     }
 
     /// The cell of a line with this bucket, each source for itself or not.

@@ -2,7 +2,7 @@
 
 use weir_common::{
     addr::Addr,
-    layout::{self, RULE_DROP, RULE_HTTP1, RULE_SHADOW},
+    layout::{self, RULE_DROP, RULE_HTTP1, RULE_QUOTA, RULE_SHADOW, RULE_WINDOW},
 };
 
 use super::{
@@ -44,7 +44,7 @@ impl Rule {
             RuleKind::Exempt => layout::RuleKind::Exempt,
             RuleKind::Probe(_) => layout::RuleKind::Probe,
             RuleKind::Source { .. } => layout::RuleKind::Source,
-            RuleKind::Limit(_) => layout::RuleKind::Limit,
+            RuleKind::Limit(_) | RuleKind::Quota { .. } => layout::RuleKind::Limit,
             RuleKind::Load(_) => layout::RuleKind::Load,
             RuleKind::SourceLoad { .. } => layout::RuleKind::SourceLoad,
             RuleKind::Breaker { .. } => layout::RuleKind::Breaker,
@@ -65,8 +65,13 @@ impl Rule {
         }
         let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
         let http1 = matches!(self.kind, RuleKind::Breaker { http1: true, .. });
-        rule.flags =
-            flag(self.shadow, RULE_SHADOW) | flag(self.drop, RULE_DROP) | flag(http1, RULE_HTTP1);
+        let quota = matches!(self.kind, RuleKind::Quota { .. });
+        let window = matches!(self.kind, RuleKind::Quota { is_window: true, .. });
+        rule.flags = flag(self.shadow, RULE_SHADOW)
+            | flag(self.drop, RULE_DROP)
+            | flag(http1, RULE_HTTP1)
+            | flag(quota, RULE_QUOTA)
+            | flag(window, RULE_WINDOW);
         Some(rule)
     }
 }

@@ -18,6 +18,6 @@ pub use self::{
     cells::{Cell, CellKind, Identity},
     change::{Change, diff},
     encode::Encoded,
-    rules::{Compiled, NodeFacts, Overflow, RuleSet, Subject, compile},
+    rules::{Compiled, Misfit, NoQuota, NodeFacts, Overflow, RuleSet, Subject, compile},
     tables::{Block, Blocks, LineRef, LoadRef, Rule, RuleKind, Stage, Tables, WorkloadTable},
 };

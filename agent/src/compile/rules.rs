@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
 use serde::Serialize;
@@ -18,8 +19,12 @@ use super::{
         Among, Block, Blocks, LineRef, LoadRef, Rule, RuleKind, Stage, Tables, WorkloadTable,
     },
 };
-use crate::policy::{
-    Bucket, Cidr, Effective, LimitKind, Line, OnLimit, Port, Probes, ServiceName, Slot, Terms, To,
+use crate::{
+    policy::{
+        Bucket, Cidr, Effective, LimitKind, Line, OnLimit, Port, Probes, Quota, ServiceName, Slot,
+        Terms, To, Variables,
+    },
+    quota::{Quotas, shared::Named},
 };
 
 /// A workload to be compiled.
@@ -38,10 +43,12 @@ pub struct Subject<'a> {
 }
 
 /// What must be known of the node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct NodeFacts {
     /// The node's own addresses. Loopback and link-local ones never probe and are passed over.
     pub addresses: Vec<IpAddr>,
+    /// Where the quotas that workloads name are found; without it nobody can say what they are.
+    pub quotas: Option<Arc<Quotas>>,
 }
 
 /// The tables, and what did not fit in.
@@ -50,7 +57,48 @@ pub struct Compiled {
     /// The tables.
     pub tables: Tables,
     /// Workloads whose policy could not be compiled as it is.
-    pub overflows: Vec<Overflow>,
+    pub misfits: Vec<Misfit>,
+    /// The quotas that workloads name, each with its cell.
+    pub quotas: BTreeMap<Identity, Named>,
+}
+
+/// Something that a policy says and that cannot hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(untagged)]
+pub enum Misfit {
+    /// Too many rules.
+    #[error(transparent)]
+    Overflow(#[from] Overflow),
+    /// A quota that cannot be spent.
+    #[error(transparent)]
+    Quota(#[from] NoQuota),
+}
+
+impl Misfit {
+    /// The workload's identity.
+    pub fn workload(&self) -> &str {
+        match self {
+            Self::Overflow(Overflow { workload, .. }) | Self::Quota(NoQuota { workload, .. }) => {
+                workload
+            }
+        }
+    }
+}
+
+/// A quota that cannot be spent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("workload {name}: {key}: {why}: `{quota}`; meanwhile it limits nothing")]
+pub struct NoQuota {
+    /// The workload's identity.
+    pub workload: String,
+    /// Its name for people.
+    pub name: String,
+    /// The key, with its port.
+    pub key: String,
+    /// The quota as written.
+    pub quota: String,
+    /// Why not.
+    pub why: String,
 }
 
 /// More rules for one port than a block holds, or than a connection can be counted by.
@@ -187,7 +235,9 @@ pub fn compile<'a>(
                 overflow.effect = OverflowEffect::KeptLast;
             }
         }
-        compiled.overflows.append(&mut workload.overflows);
+        compiled.misfits.extend(workload.overflows.into_iter().map(Misfit::from));
+        compiled.misfits.extend(workload.no_quotas.into_iter().map(Misfit::from));
+        compiled.quotas.append(&mut workload.quotas);
         compiled.tables.workloads.insert(subject.identity.to_owned(), table);
     }
     compiled
@@ -196,12 +246,16 @@ pub fn compile<'a>(
 struct Workload<'a> {
     subject: Subject<'a>,
     probers: Vec<Cidr>,
+    /// Where quotas are found.
+    book: Option<&'a Quotas>,
     cells: BTreeMap<Identity, Cell>,
+    quotas: BTreeMap<Identity, Named>,
     overflows: Vec<Overflow>,
+    no_quotas: Vec<NoQuota>,
 }
 
 impl<'a> Workload<'a> {
-    fn new(subject: Subject<'a>, facts: &NodeFacts) -> Self {
+    fn new(subject: Subject<'a>, facts: &'a NodeFacts) -> Self {
         let own = || facts.addresses.iter().copied().filter(probes).map(Cidr::host);
         let mut probers: Vec<_> = match subject.probes.map(|probes| &probes.from) {
             None => Vec::new(),
@@ -210,7 +264,15 @@ impl<'a> Workload<'a> {
         };
         probers.sort();
         probers.dedup();
-        Self { subject, probers, cells: BTreeMap::new(), overflows: Vec::new() }
+        Self {
+            subject,
+            probers,
+            book: facts.quotas.as_deref(),
+            cells: BTreeMap::new(),
+            quotas: BTreeMap::new(),
+            overflows: Vec::new(),
+            no_quotas: Vec::new(),
+        }
     }
 
     fn table(&mut self) -> WorkloadTable {
@@ -431,6 +493,10 @@ impl<'a> Workload<'a> {
                 let cell = self.cell(Cell::breaker(&breaker, reference));
                 RuleKind::Breaker { cell, http1: breaker.http1, among }
             }
+            (Terms::Quota(quota), _) => match self.quota(line, &quota) {
+                Some(kind) => kind,
+                None => return Vec::new(),
+            },
         };
         let rule = |peer| Rule { peer, kind, shadow: line.shadow.is_some(), drop, line: reference };
         match (line.slot.to, &line.service) {
@@ -441,6 +507,40 @@ impl<'a> Workload<'a> {
                 endpoints.map(|endpoint| rule(Some(*endpoint))).collect()
             }
         }
+    }
+
+    /// The rule of a line that names a quota; none where it cannot be spent.
+    fn quota(&mut self, line: &Line, quota: &Quota) -> Option<RuleKind> {
+        let book = self.book?;
+        // Pods are named `namespace/pod`.
+        let name = self.subject.name;
+        let (namespace, pod) = name.split_once('/').unwrap_or(("", name));
+        let port = line.slot.port.map(|port| port.to_string()).unwrap_or_default();
+        let entries = quota.entries(&Variables { namespace, pod, port: &port });
+        let reference = LineRef::Limit(line.slot);
+        let named = match book.named(&quota.domain(), &entries, namespace) {
+            Ok(named) => named,
+            Err(why) => {
+                let key = line.slot.key();
+                // A line without a port is met in the block of each port.
+                if !self.no_quotas.iter().any(|known| known.key == key) {
+                    self.no_quotas.push(NoQuota {
+                        workload: self.subject.identity.to_owned(),
+                        name: name.to_owned(),
+                        key,
+                        quota: quota.to_string(),
+                        why: why.to_string(),
+                    });
+                }
+                return None;
+            }
+        };
+        let cell = Cell::quota(&named.meter, reference)?;
+        let is_window = cell.kind == CellKind::Window;
+        let identity = Identity::quota(&named);
+        self.cells.insert(identity, cell);
+        self.quotas.insert(identity, named);
+        Some(RuleKind::Quota { cell: identity, is_window })
     }
 
     fn cell(&mut self, cell: Cell) -> Identity {

@@ -9,6 +9,7 @@ use crate::{
     policy::{
         Administrator, Entry, Layers, Origin, Place, Ports, RESETS, Sourced, effective, parse_cidr,
     },
+    quota,
 };
 
 /// What holds for a workload that says this, with these peers exempt.
@@ -43,7 +44,7 @@ fn subject<'a>(identity: &'a str, effective: &'a Effective) -> Subject<'a> {
 
 fn table(effective: &Effective) -> WorkloadTable {
     let compiled = compile([subject("web", effective)], &NodeFacts::default(), None);
-    assert_eq!(compiled.overflows, []);
+    assert_eq!(compiled.misfits, []);
     assert!(compiled.tables.missing_cells().is_empty());
     compiled.tables.workloads["web"].clone()
 }
@@ -152,6 +153,7 @@ fn probes_from_the_node_spend_from_their_own_bucket_at_their_ports() {
         addresses: ["127.0.0.1", "10.0.0.1", "fe80::1", "2001:db8::1", "::1", "10.0.0.1"]
             .map(|address| address.parse().unwrap())
             .to_vec(),
+        ..NodeFacts::default()
     };
     let with = Subject { probes: Some(&probes), ..subject("web", &effective) };
     let compiled = compile([with], &facts, None);
@@ -193,12 +195,12 @@ fn too_many_rules_name_the_lines_and_keep_the_last_table() {
     };
     let fits = policy(&[("outbound-connections", &list(15))], &[]);
     let before = compile([subject("web", &fits)], &NodeFacts::default(), None);
-    assert_eq!(before.overflows, []);
+    assert_eq!(before.misfits, []);
 
     let too_many = policy(&[("outbound-connections", &list(17))], &[]);
     let after = compile([subject("web", &too_many)], &NodeFacts::default(), Some(&before.tables));
     assert_eq!(after.tables, before.tables);
-    let told = after.overflows[0].to_string();
+    let told = after.misfits[0].to_string();
     assert!(
         told.starts_with("workload web: 17 outbound rules for any port, at most 15 fit: "),
         "{told}"
@@ -207,7 +209,7 @@ fn too_many_rules_name_the_lines_and_keep_the_last_table() {
 
     let first = compile([subject("web", &too_many)], &NodeFacts::default(), None);
     assert_eq!(first.tables.workloads["web"].egress.any.rules.len(), 15);
-    let told = first.overflows[0].to_string();
+    let told = first.misfits[0].to_string();
     assert!(told.ends_with("not enforced: outbound-connections to=10.15.0.0/16, outbound-connections to=10.16.0.0/16"), "{told}");
 }
 
@@ -256,10 +258,10 @@ fn breakers_come_first_then_loads_then_the_rest_inner_limits_before_outer() {
         &["192.0.2.1"],
     );
     let probes = Probes { from: None, ports: vec![port(80)], bucket: Probes::BUCKET };
-    let facts = NodeFacts { addresses: vec!["10.0.0.1".parse().unwrap()] };
+    let facts = NodeFacts { addresses: vec!["10.0.0.1".parse().unwrap()], ..NodeFacts::default() };
     let with = Subject { probes: Some(&probes), ..subject("web", &effective) };
     let compiled = compile([with], &facts, None);
-    assert_eq!(compiled.overflows, []);
+    assert_eq!(compiled.misfits, []);
     let table = &compiled.tables.workloads["web"];
     assert_eq!(
         shown(&table.ingress.ports[&port(80)]),
@@ -337,7 +339,7 @@ fn more_than_a_connection_can_be_counted_by_do_not_fit() {
     let effective = policy(&[("outbound-breaker.443", &list.join("; "))], &[]);
     let compiled = compile([subject("web", &effective)], &NodeFacts::default(), None);
     assert_eq!(
-        compiled.overflows[0].to_string(),
+        compiled.misfits[0].to_string(),
         "workload web: 3 outbound breakers for port 443, at most 2 fit: outbound-breaker.443 \
          to=10.0.0.1, outbound-breaker.443 to=10.0.0.0/24, outbound-breaker.443 to=10.0.0.0/8; not \
          enforced: outbound-breaker.443 to=10.0.0.0/8"
@@ -533,4 +535,70 @@ proptest! {
             }
         }
     }
+}
+
+fn shop() -> NodeFacts {
+    let text = "
+domain: shop
+descriptors:
+  - key: user
+    rate_limit: { unit: minute, requests_per_unit: 7 }
+  - key: port
+    rate_limit: { unit: hour, requests_per_unit: 5 }
+";
+    let quotas = Quotas::default();
+    let source = quota::config::Source { file: "shop.yaml".to_owned(), text: text.to_owned() };
+    let configuration = quota::config::read(&[source]).unwrap();
+    quotas.apply(&configuration, quota::Settings::default()).unwrap();
+    NodeFacts { quotas: Some(Arc::new(quotas)), ..NodeFacts::default() }
+}
+
+#[test]
+fn all_who_name_a_quota_spend_from_one_cell() {
+    let effective =
+        policy(&[("quota.80", "domain=shop user=ann"), ("quota", "domain=shop user=ann")], &[]);
+    let compiled = compile([subject("web", &effective), subject("api", &effective)], &shop(), None);
+    assert_eq!(compiled.misfits, []);
+    assert_eq!(compiled.quotas.len(), 1);
+    let (cell, named) = compiled.quotas.first_key_value().unwrap();
+    assert_eq!(named.text, ["shop", "user", "ann"]);
+    for workload in ["web", "api"] {
+        let table = &compiled.tables.workloads[workload];
+        let rules = &table.ingress.ports[&port(80)].rules;
+        let kind = RuleKind::Quota { cell: *cell, is_window: true };
+        assert_eq!(rules.iter().map(|rule| rule.kind).collect::<Vec<_>>(), [kind; 2]);
+        let block = table.ingress.ports[&port(80)].encode(table, |_| Some(9)).unwrap();
+        let rule = block.rules[0];
+        assert_eq!((rule.cost, rule.burst, rule.cell), (60, 7, 9));
+        assert_eq!(rule.flags, layout::RULE_QUOTA | layout::RULE_WINDOW);
+    }
+}
+
+#[test]
+fn variables_are_the_facts_of_each_workload() {
+    let effective =
+        policy(&[("quota.80", "domain=shop port=$port"), ("quota", "domain=shop user=$pod")], &[]);
+    let web = Subject { name: "front/web-1", ..subject("uid", &effective) };
+    let compiled = compile([web], &shop(), None);
+    let mut texts: Vec<_> = compiled.quotas.values().map(|named| named.text.join(" ")).collect();
+    texts.sort();
+    assert_eq!(texts, ["shop port 80", "shop user web-1"]);
+}
+
+#[test]
+fn a_quota_that_cannot_be_spent_limits_nothing_and_is_told_once() {
+    let effective = policy(&[("quota", "domain=shop colour=red"), ("connections.80", "1/s")], &[]);
+    let compiled = compile([subject("web", &effective)], &shop(), None);
+    let told: Vec<_> = compiled.misfits.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "workload web: quota: no limit is written for this descriptor: `domain=shop colour=red`; \
+          meanwhile it limits nothing"
+        ]
+    );
+    assert_eq!(compiled.tables.workloads["web"].ingress.ports[&port(80)].rules.len(), 1);
+    // Who does not know the quotas cannot say that there is none.
+    let unknown = compile([subject("web", &effective)], &NodeFacts::default(), None);
+    assert_eq!(unknown.misfits, []);
 }

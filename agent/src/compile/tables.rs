@@ -170,6 +170,13 @@ pub enum RuleKind {
     Packets(Identity),
     /// Spends bytes from the bucket of a connection's direction.
     ConnectionBandwidth(Identity),
+    /// Spends from a quota's cell.
+    Quota {
+        /// The cell.
+        cell: Identity,
+        /// Whether it is a window, and not a bucket.
+        is_window: bool,
+    },
 }
 
 /// Breakers of one block that belong together.
@@ -194,7 +201,8 @@ impl RuleKind {
             | Self::Breaker { cell, .. }
             | Self::Bandwidth(cell)
             | Self::Packets(cell)
-            | Self::ConnectionBandwidth(cell) => Some(cell),
+            | Self::ConnectionBandwidth(cell)
+            | Self::Quota { cell, .. } => Some(cell),
         }
     }
 

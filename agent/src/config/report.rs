@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{evaluate::Evaluated, evaluate::evaluate, read::Reading, read::read};
 use crate::{
-    compile::{NodeFacts, Overflow, compile},
+    compile::{Misfit, NodeFacts, compile},
     policy::{Place, Problem, Severity},
 };
 
@@ -23,7 +23,7 @@ pub struct Report {
 impl Report {
     /// Gathers what reading, evaluating and compiling found. What was found several times is told
     /// once: where it is known, with what holds in its place.
-    pub fn of(reading: &Reading, evaluated: &[Evaluated<'_>], overflows: &[Overflow]) -> Self {
+    pub fn of(reading: &Reading, evaluated: &[Evaluated<'_>], misfits: &[Misfit]) -> Self {
         let found = evaluated.iter().flat_map(|workload| &workload.problems);
         let mut told = HashSet::new();
         let mut problems: Vec<Problem> = found
@@ -36,10 +36,10 @@ impl Report {
         let workloads = &reading.file.workloads;
         let places: BTreeMap<_, _> =
             workloads.iter().map(|workload| (&workload.name, &workload.place)).collect();
-        for overflow in overflows {
-            let Some(&place) = places.get(&overflow.workload) else { continue };
-            let mut problem = Problem::error(place.clone(), overflow.to_string(), "");
-            problem.workload = Some(overflow.workload.clone());
+        for misfit in misfits {
+            let Some(&place) = places.get(&misfit.workload().to_owned()) else { continue };
+            let mut problem = Problem::error(place.clone(), misfit.to_string(), "");
+            problem.workload = Some(misfit.workload().to_owned());
             problems.push(problem);
         }
         problems.sort();
@@ -77,7 +77,7 @@ pub fn check(text: &str, file: &str) -> Report {
     let evaluated = evaluate(&reading.file, &BTreeMap::new());
     let subjects = evaluated.iter().map(Evaluated::subject);
     let compiled = compile(subjects, &NodeFacts::default(), None);
-    Report::of(&reading, &evaluated, &compiled.overflows)
+    Report::of(&reading, &evaluated, &compiled.misfits)
 }
 
 #[cfg(test)]

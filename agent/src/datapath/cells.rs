@@ -25,6 +25,7 @@ use weir_common::{
     gcra::{self, Params},
     layout::{CellKind, MAX_CELLS, Record},
     load, way,
+    window::Window,
 };
 
 use super::{
@@ -65,7 +66,7 @@ impl Entry {
 const fn outlives_parameters(kind: CellKind) -> bool {
     // The number of such a cell places the buckets of sources and connections: they keep what they
     // spent.
-    matches!(kind, CellKind::Source | CellKind::Flow) || is_tracked(kind)
+    matches!(kind, CellKind::Source | CellKind::Flow | CellKind::Window) || is_tracked(kind)
 }
 
 /// Whether connections that are open name the cell, or are counted under its number.
@@ -96,7 +97,7 @@ pub(super) struct Cells {
 pub struct CellView {
     /// The cell.
     pub index: u32,
-    /// Tokens that could be taken now; of a bucket only.
+    /// Tokens or hits that could be taken now; of a bucket or a window only.
     pub tokens: Option<u64>,
     /// What is open now; of a load only.
     pub load: Option<LoadView>,
@@ -176,6 +177,7 @@ impl Cells {
             compile::CellKind::Breaker => CellKind::Breaker,
             compile::CellKind::Debt => CellKind::Debt,
             compile::CellKind::Flow => CellKind::Flow,
+            compile::CellKind::Window => CellKind::Window,
         };
         if let Some(entry) = self.entries.get_mut(&identity) {
             entry.kept_until_ns = None;
@@ -346,6 +348,12 @@ impl Cells {
             CellKind::Gcra => {
                 let tokens = gcra::tokens_left(word, gcra::q8(now_ns), &entry.record.params);
                 view.tokens = Some(tokens);
+            }
+            CellKind::Window => {
+                let Params { cost: period_s, burst: limit, .. } = entry.record.params;
+                let now_s = clock.realtime_ns() / 1_000_000_000;
+                let count = Window::at(now_s, period_s.max(1)).count(word);
+                view.tokens = Some(limit.saturating_sub(count));
             }
             CellKind::Load => {
                 let load = load::read(word, now_ns);

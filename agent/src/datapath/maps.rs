@@ -6,7 +6,10 @@ use std::{
     mem::offset_of,
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use aya::maps::{Array, HashMap, MapData, MapError, MapType, PerCpuArray};
@@ -26,7 +29,7 @@ use weir_common::{
 };
 
 use super::error::DatapathError;
-use crate::clock::Clock;
+use crate::{clock::Clock, quota};
 
 /// All pinned maps.
 pub(super) const NAMES: [&str; 20] = [
@@ -116,13 +119,26 @@ impl Mapped {
 /// The maps that may be read at any time, and the words that are changed in place.
 pub struct Maps {
     config: Mapped,
-    cells: Mapped,
+    cells: Arc<Mapped>,
     sources: Mapped,
     pending: Mapped,
     flows: Mapped,
     counts: PerCpuArray<MapData, Counts>,
     volumes: PerCpuArray<MapData, Volume>,
     tallies: PerCpuArray<MapData, Tally>,
+}
+
+/// A cell's word, for those who spend from it outside the kernel.
+#[derive(Clone, Debug)]
+pub struct SharedCell {
+    cells: Arc<Mapped>,
+    word: usize,
+}
+
+impl quota::shared::Cell for SharedCell {
+    fn word(&self) -> Option<&AtomicU64> {
+        self.cells.word(self.word)
+    }
 }
 
 /// The maps that the agent alone writes.
@@ -286,7 +302,7 @@ impl Maps {
     pub(super) fn open(directory: &Path) -> Result<Self, DatapathError> {
         Ok(Self {
             config: Mapped::open(directory, "CONFIG", size_of::<Config>() / size_of::<u64>())?,
-            cells: Mapped::open(directory, "CELLS", MAX_CELLS as usize * CELL_WORDS)?,
+            cells: Arc::new(Mapped::open(directory, "CELLS", MAX_CELLS as usize * CELL_WORDS)?),
             sources: Mapped::open(directory, "SOURCES", SOURCE_LINES as usize * way::LINE)?,
             pending: Mapped::open(directory, "PENDING", PENDING_LINES as usize * way::LINE)?,
             flows: Mapped::open(directory, "FLOWS", FLOW_LINES as usize * way::LINE)?,
@@ -351,6 +367,11 @@ impl Maps {
     pub(super) fn cell_words(&self, index: u32) -> impl Iterator<Item = &AtomicU64> {
         let first = index as usize * CELL_WORDS;
         (first..first + CELL_WORDS).filter_map(|word| self.cells.word(word))
+    }
+
+    /// The first word of a cell, for as long as somebody needs it.
+    pub(super) fn shared_cell(&self, index: u32) -> SharedCell {
+        SharedCell { cells: Arc::clone(&self.cells), word: index as usize * CELL_WORDS }
     }
 
     /// What happened at a cell.

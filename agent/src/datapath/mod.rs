@@ -35,7 +35,7 @@ pub use self::{
     connect::Caller,
     error::DatapathError,
     events::Events,
-    maps::{CellCounts, Maps, TallyView, VolumeCounts},
+    maps::{CellCounts, Maps, SharedCell, TallyView, VolumeCounts},
     publish::Rules,
     recount::{Counter, Recount},
     tracks::{Adopted, Adoption, Connection, HalfClosed, Key, Seen, Tracks, counts_in},
@@ -204,6 +204,11 @@ impl Datapath {
     /// The state of a limit's cell now.
     pub fn cell(&self, limit: Identity) -> Option<CellView> {
         self.cells.view(limit, &self.maps, &self.clock)
+    }
+
+    /// The word of a limit's cell, to be spent from.
+    pub fn shared_cell(&self, limit: Identity) -> Option<SharedCell> {
+        self.cells.index(limit).map(|index| self.maps.shared_cell(index))
     }
 
     /// The limit that a cell's number stands for.

@@ -169,7 +169,8 @@ const fn kind(reason: Reason) -> Kind {
         | Reason::EgressBandwidth
         | Reason::PacketRate
         | Reason::Marked
-        | Reason::EjectionSpared => Kind::Decision,
+        | Reason::EjectionSpared
+        | Reason::Quota => Kind::Decision,
     }
 }
 

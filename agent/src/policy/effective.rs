@@ -419,7 +419,7 @@ impl Reader<'_> {
             let what =
                 format!("`{}` sets the port of `{}` again", entry.written, first.written_key);
             let problem = Problem::error(entry.place.clone(), what, "one key for each port");
-            let has_order = matches!(id.0, KeyKind::Limit(kind) if !kind.is_breaker());
+            let has_order = matches!(id.0, KeyKind::Limit(kind) if kind.has_order());
             let effect = if has_order {
                 "both hold, so the stricter one decides"
             } else {
@@ -548,6 +548,10 @@ fn forbidden(layer: Layer, entry: &Entry, key: &Key) -> Option<Problem> {
         (KeyKind::OnLimit, Layer::Max) => (
             "`on-limit` has no maximum: neither of its words is stricter",
             "`on-limit` under `default`, and an `allow` without it",
+        ),
+        (KeyKind::Limit(LimitKind::Quota), Layer::Max) => (
+            "`quota` has no maximum: what it admits stands in the quota files",
+            "`quota` under `default`, and an `allow` without it",
         ),
         (KeyKind::Limit(kind), Layer::Max) if kind.is_breaker() => (
             "a breaker has no maximum: of two, neither is stricter in all it does",

@@ -566,7 +566,7 @@ fn problems_are_reported_once_and_name_the_workload() {
     let outcome = Written::default().workload(&[("quota", "5"), ("nonsense", "5")]).merge();
     let shown: Vec<_> = outcome.problems.iter().map(ToString::to_string).collect();
     assert_eq!(outcome.problems.len(), 2);
-    assert!(shown[0].contains("`quota` is not supported by this version"), "{shown:?}");
+    assert!(shown[0].contains("quota: this value is not accepted: `5`"), "{shown:?}");
     assert!(shown[1].contains("unknown key `nonsense`"), "{shown:?}");
     assert!(outcome.problems.iter().all(|problem| problem.workload.as_deref() == Some("web-1")));
 }

@@ -345,12 +345,6 @@ pub enum KeyError {
         /// The key that was probably meant.
         meant: Option<Key>,
     },
-    /// A later version will know it.
-    #[error("`{key}` is not supported by this version")]
-    NotYet {
-        /// As written.
-        key: String,
-    },
     /// A port on a key that holds for the whole workload.
     #[error("`{key}` takes no port")]
     NoPort {
@@ -375,7 +369,6 @@ impl KeyError {
         match self {
             Self::Unknown { meant: Some(meant), .. } => format!("`{meant}`"),
             Self::Unknown { meant: None, .. } => format!("one of {}", Names(Key::NAMES)),
-            Self::NotYet { .. } => format!("one of {}", Names(Key::NAMES)),
             Self::NoPort { name, .. } => format!("`{name}`"),
             Self::NotAPort { .. } => {
                 "a number from 1 to 65535, or the name of a declared port (up to 15 of a-z, 0-9 and \

@@ -143,11 +143,13 @@ pub enum LimitKind {
     EgressBandwidth,
     /// `packets`: packets towards the workload, and as many from it.
     Packets,
+    /// `quota`: connections to the workload are hits on a descriptor.
+    Quota,
 }
 
 impl LimitKind {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Connections,
         Self::ConnectionsPerSource,
         Self::OutboundConnections,
@@ -160,6 +162,7 @@ impl LimitKind {
         Self::IngressBandwidth,
         Self::EgressBandwidth,
         Self::Packets,
+        Self::Quota,
     ];
 
     /// The key's name.
@@ -177,6 +180,7 @@ impl LimitKind {
             Self::IngressBandwidth => "ingress-bandwidth",
             Self::EgressBandwidth => "egress-bandwidth",
             Self::Packets => "packets",
+            Self::Quota => "quota",
         }
     }
 
@@ -213,6 +217,11 @@ impl LimitKind {
     /// Whether it tells sources apart.
     pub const fn is_per_source(self) -> bool {
         matches!(self, Self::ConnectionsPerSource | Self::MaxConnectionsPerSource)
+    }
+
+    /// Whether of two values one can be the stricter.
+    pub const fn has_order(self) -> bool {
+        !self.is_breaker() && !matches!(self, Self::Quota)
     }
 
     /// Whether it is a breaker.
@@ -263,7 +272,7 @@ impl KeyKind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Limit(LimitKind::Connections),
         Self::Limit(LimitKind::ConnectionsPerSource),
         Self::Limit(LimitKind::OutboundConnections),
@@ -276,6 +285,7 @@ impl KeyKind {
         Self::Limit(LimitKind::IngressBandwidth),
         Self::Limit(LimitKind::EgressBandwidth),
         Self::Limit(LimitKind::Packets),
+        Self::Limit(LimitKind::Quota),
         Self::OnLimit,
         Self::Mode,
         Self::Exempt,
@@ -306,13 +316,11 @@ impl Key {
         "ingress-bandwidth",
         "egress-bandwidth",
         "packets",
+        "quota",
         "on-limit",
         "mode",
         "exempt",
     ];
-
-    /// Names that later versions will know. Saying so is kinder than "unknown".
-    const LATER: &[&str] = &["quota"];
 
     /// Reads a key without its annotation prefix.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
@@ -327,9 +335,6 @@ impl Key {
         };
         let key = || text.to_owned();
         let Some(kind) = KeyKind::parse(name) else {
-            if Self::LATER.contains(&name) {
-                return Err(KeyError::NotYet { key: key() });
-            }
             let meant = nearest(name, Self::NAMES.iter().copied()).and_then(KeyKind::parse);
             let port = port.and_then(parse_port);
             let meant = meant.map(|kind| Self { kind, port: port.filter(|_| kind.takes_port()) });
@@ -395,13 +400,6 @@ mod tests {
         };
         assert_eq!(meant.to_string(), "connections.mysql");
         assert!(matches!(Key::parse("frobnicate"), Err(KeyError::Unknown { meant: None, .. })));
-    }
-
-    #[test]
-    fn a_key_of_a_later_version_is_called_that() {
-        for text in ["quota", "quota.3306"] {
-            assert!(matches!(Key::parse(text), Err(KeyError::NotYet { .. })), "{text}");
-        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod part;
 pub mod peer;
 pub mod place;
 pub mod probes;
+pub mod quota;
 pub mod rate;
 mod suggest;
 pub mod value;
@@ -30,6 +31,7 @@ pub use self::{
     peer::{Cidr, Group, ServiceName, Services, To},
     place::{Layer, Origin, Place, Problem, Severity, Sourced},
     probes::{Probes, RESETS},
+    quota::{Quota, Variables},
     rate::{Bucket, Period, Rate},
     suggest::nearest,
     value::{Limit, Mode, OnLimit, Setting, Terms, parse_bucket, parse_cidr},

@@ -8,6 +8,7 @@
 //!          | option+ ["shadow"]                   breaker
 //!          | bandwidth option* ["shadow"]         connection-, ingress-, egress-bandwidth
 //!          | N ["k" | "M"] "/" [N] unit option* ["shadow"]    packets
+//!          | "domain=" NAME (KEY "=" VALUE)+ ["shadow"]       quota
 //! limits   = limit (";" limit)*                   outbound-connections, outbound-breaker
 //! rate     = N "/" [N] unit | N "per" [N] unit
 //! unit     = "ms" | "s" | "m" | "min" | "h"
@@ -40,6 +41,7 @@ use super::{
     key::{KeyKind, LimitKind},
     part::{Part, period, split, words},
     peer::{Cidr, Group, To},
+    quota::Quota,
     rate::{
         Bucket, MAX_BURST, MAX_PER_SECOND, MAX_SOURCE_PER_SECOND, MAX_SOURCE_WINDOW, MAX_TOKENS,
         MAX_WINDOW, Period, Rate,
@@ -117,10 +119,13 @@ pub enum Terms {
     Breaker(Breaker),
     /// So many bytes a while.
     Bandwidth(Bandwidth),
+    /// What the quota of this name admits.
+    Quota(Quota),
 }
 
 impl Terms {
-    /// What admits no more than either. Of two breakers neither is stricter: the first one stays.
+    /// What admits no more than either. Of two breakers or quotas neither is stricter: the
+    /// first one stays.
     #[must_use]
     pub fn stricter(self, other: Self) -> Self {
         match (self, other) {
@@ -140,6 +145,7 @@ impl fmt::Display for Terms {
             Self::AtOnce(number) => number.fmt(f),
             Self::Breaker(breaker) => breaker.fmt(f),
             Self::Bandwidth(bandwidth) => bandwidth.fmt(f),
+            Self::Quota(quota) => quota.fmt(f),
         }
     }
 }
@@ -401,6 +407,10 @@ fn limit(kind: LimitKind, entry: Part<'_>) -> Result<Limit, ValueError> {
         LimitKind::Packets => {
             let (bucket, options) = packets(entry)?;
             (Terms::Bucket(bucket), options)
+        }
+        LimitKind::Quota => {
+            let (quota, shadow) = Quota::parse(entry)?;
+            (Terms::Quota(quota), Options { shadow, ..Options::default() })
         }
     };
     let group = kind.is_per_source().then(|| options.group.unwrap_or_default());

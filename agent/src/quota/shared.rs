@@ -21,15 +21,18 @@ use super::{
 
 /// Where a count lies that others change, too.
 pub trait Cell: Send + Sync + fmt::Debug {
-    /// Its word; 0 for a count that is not there.
-    fn word(&self) -> &AtomicU64;
+    /// Its word, if there is one; 0 for a count that is not there.
+    fn word(&self) -> Option<&AtomicU64>;
 }
 
 /// What a descriptor that a workload names is limited by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
     /// Its count, in this process.
     pub identity: Identity,
+    /// Its count, for whoever must know it again after this process: the domain, and each entry's key
+    /// and what is counted of its value.
+    pub text: Vec<String>,
     /// Its limit.
     pub meter: Meter,
 }
@@ -73,7 +76,7 @@ impl Shared {
 
     fn get(&self, identity: Identity) -> Option<&AtomicU64> {
         let index = self.0.binary_search_by_key(&identity, |(named, _)| named.identity).ok()?;
-        self.0.get(index).map(|(_, cell)| cell.word())
+        self.0.get(index).and_then(|(_, cell)| cell.word())
     }
 
     /// Changes a count by a step, if it is one of these.
@@ -131,7 +134,11 @@ impl Quotas {
             return Err(NotNamed::Sliding);
         }
         let name = self.name_of(rules, domain, rule, &path, &entries, &Caller::default());
-        Ok(Named { identity: name.of_kind(meter.kind()), meter })
+        let mut text = vec![domain.name.to_string()];
+        for (index, entry) in entries.iter().enumerate() {
+            text.extend([entry.key.clone(), rules.counted_value(&path, index, entry).to_owned()]);
+        }
+        Ok(Named { identity: name.of_kind(meter.kind()), text, meter })
     }
 
     /// From here on these counts, and no others, lie in these cells. What was counted elsewhere so far
@@ -141,7 +148,7 @@ impl Quotas {
         let before = self.shared.load_full().unwrap_or_default();
         let after = Arc::new(Shared::new(cells));
         self.shared.store((!after.0.is_empty()).then(|| Arc::clone(&after)));
-        for (Named { identity, meter }, _) in &after.0 {
+        for (Named { identity, meter, .. }, _) in &after.0 {
             if before.get(*identity).is_some() || self.slab.word(*identity).is_none() {
                 continue;
             }
@@ -155,9 +162,11 @@ impl Quotas {
             let _ = self.slab.update(*identity, meter.kind(), now, empty);
             after.update(*identity, |to| meter.carry(word, to, now));
         }
-        for (Named { identity, meter }, cell) in &before.0 {
-            if after.get(*identity).is_none() {
-                let word = cell.word().swap(0, Ordering::SeqCst);
+        for (Named { identity, meter, .. }, cell) in &before.0 {
+            if after.get(*identity).is_none()
+                && let Some(cell) = cell.word()
+            {
+                let word = cell.swap(0, Ordering::SeqCst);
                 let carry = |to| meter.carry(word, to, now);
                 // Where there is no place for it, it is as crowded as any other.
                 let _ = self.slab.update(*identity, meter.kind(), now, carry);
@@ -236,8 +245,8 @@ descriptors:
     }
 
     impl Cell for AtomicU64 {
-        fn word(&self) -> &AtomicU64 {
-            self
+        fn word(&self) -> Option<&AtomicU64> {
+            Some(self)
         }
     }
 
@@ -249,7 +258,7 @@ descriptors:
         let Engine::Fixed = named.meter.engine else { panic!("{named:?}") };
         // Three requests before anybody knew of connections.
         assert!((0..3).all(|_| is_admitted(&quotas, "ann")));
-        quotas.share(vec![(named, Arc::clone(&cell) as Arc<dyn Cell>)], NOW);
+        quotas.share(vec![(named.clone(), Arc::clone(&cell) as Arc<dyn Cell>)], NOW);
         // What the kernel does for a SYN.
         let window = Window::at(NOW.realtime_s(), 60);
         let connect = || window::hit(&*cell, window, 1).unwrap().after <= 10;
@@ -272,8 +281,8 @@ descriptors:
         let named = quotas.named("shop", &user("ann"), "").unwrap();
         assert!((0..4).all(|_| is_admitted(&quotas, "ann")));
         for _ in 0..3 {
-            quotas.share(vec![(named, Arc::clone(&cell))], NOW);
-            quotas.share(vec![(named, Arc::clone(&cell))], NOW);
+            quotas.share(vec![(named.clone(), Arc::clone(&cell))], NOW);
+            quotas.share(vec![(named.clone(), Arc::clone(&cell))], NOW);
             quotas.share(Vec::new(), NOW);
         }
         assert_eq!((0..10).filter(|_| is_admitted(&quotas, "ann")).count(), 6);

@@ -11,10 +11,13 @@ use weir_common::{
     addr::Addr,
     breaker::Admission,
     gcra::{self, Params, Step, Taken},
-    layout::{Direction, MAX_RULES, RULE_SHADOW, Rule, RuleKind, Workload},
+    layout::{
+        Direction, MAX_RULES, RULE_QUOTA, RULE_SHADOW, RULE_WINDOW, Rule, RuleKind, Workload,
+    },
     load::{self as loads, Bounds, Change, Opened},
     source as buckets,
     verdict::Reason,
+    window::{self, Window},
     word::{TRIES, Word as _},
 };
 
@@ -107,6 +110,8 @@ pub fn plain_reason(rule: &Rule, direction: Direction) -> Reason {
         Reason::MaxConnectionsPerSource
     } else if rule.kind == RuleKind::Breaker as u8 {
         Reason::BreakerOpen
+    } else if rule.flags & RULE_QUOTA != 0 {
+        Reason::Quota
     } else {
         match direction {
             Direction::Ingress => Reason::ConnectionRate,
@@ -230,6 +235,9 @@ pub extern "C" fn weir_judge(
             None if rule.kind == RuleKind::Load as u8 => {
                 load::weir_take_load(rule.cell, rule.cost, rule.burst, now_ns) as u32
             }
+            None if rule.flags & RULE_WINDOW != 0 => {
+                weir_hit(rule.cell, rule.cost, rule.burst, now_ns) as u32
+            }
             None => weir_take(rule.cell, rule.cost, rule.burst, rule.step, now_ns) as u32,
         };
         let outcome = u64::from(outcome);
@@ -275,7 +283,10 @@ pub fn unknown(value: u64, any: u64) -> u64 {
 /// The first attempt at a bucket that is not per source, without a call: nearly always the last.
 #[inline(always)]
 fn take_uncontended(rule: &Rule, now_ns: u64) -> Option<u32> {
-    if rule.kind == RuleKind::Source as u8 || rule.kind >= RuleKind::Load as u8 {
+    if rule.kind == RuleKind::Source as u8
+        || rule.kind >= RuleKind::Load as u8
+        || rule.flags & RULE_WINDOW != 0
+    {
         return None;
     }
     let cell = maps::cell(rule.cell)?;
@@ -346,6 +357,38 @@ pub extern "C" fn weir_take(cell: u32, cost: u64, burst: u64, step: u64, now_ns:
     let result = code(gcra::take(&word, gcra::q8(now_ns), &Params { cost, burst, step }));
     count_admitted(cell, result as u32);
     result
+}
+
+/// Counts a hit in a window.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_hit(cell: u32, period_s: u64, limit: u64, now_ns: u64) -> u64 {
+    let (Some(word), Some(window)) = (maps::cell(cell), window_at(period_s, now_ns)) else {
+        return TOOK;
+    };
+    let result = match window::hit(&word, window, 1) {
+        None => CONTENDED,
+        Some(counted) if counted.after > limit => 0,
+        Some(_) => TOOK,
+    };
+    count_admitted(cell, result as u32);
+    result
+}
+
+#[inline(always)]
+fn window_at(period_s: u64, now_ns: u64) -> Option<Window> {
+    // A rule without a period is none; the compiler must not think of dividing by it.
+    (period_s != 0).then(|| Window::at(maps::realtime_s(now_ns), period_s))
+}
+
+/// Gives a hit back.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weir_unhit(cell: u32, period_s: u64, now_ns: u64) -> u64 {
+    if let (Some(word), Some(window)) = (maps::cell(cell), window_at(period_s, now_ns)) {
+        window::give_back(&word, window, 1);
+    }
+    0
 }
 
 /// Asks a breaker.
@@ -424,6 +467,8 @@ pub extern "C" fn weir_give_back_one(
         track::weir_change_source(place, Change::Abandoned as u32, now_ns, now_ns);
     } else if limit.kind == RuleKind::Breaker as u8 {
         breaker::take_back(limit.cell, rule >> 6 & 0xff, 0, now_ns);
+    } else if limit.flags & RULE_WINDOW != 0 {
+        weir_unhit(limit.cell, limit.cost, now_ns);
     } else if let Some(cell) = maps::cell(limit.cell) {
         gcra::refund(&cell, &params(limit));
     }
@@ -469,6 +514,10 @@ pub extern "C" fn weir_peek(block: u32, index: u32, high: u64, low: u64, now_ns:
             maps::source_load_line(index)
                 .is_some_and(|line| loads::refuses_in(&line, place, now_ns, rule.cost))
         })
+    } else if rule.flags & RULE_WINDOW != 0 {
+        maps::cell(rule.cell)
+            .zip(window_at(rule.cost, now_ns))
+            .is_some_and(|(cell, window)| window.step(cell.load(), 1).after > rule.burst)
     } else {
         maps::cell(rule.cell)
             .is_some_and(|cell| gcra::would_deny(cell.load(), gcra::q8(now_ns), &params(rule)))

@@ -5,6 +5,7 @@
 
 mod answers;
 mod pods;
+mod quotas;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry},
@@ -20,7 +21,7 @@ use weir_common::{
     verdict::{Reason, Verdict},
 };
 
-use self::{answers::Condition, pods::Pods};
+use self::{answers::Condition, pods::Pods, quotas::Spent};
 use super::{
     history::{Facts, History, Part},
     memory::{self, Memory},
@@ -31,13 +32,13 @@ use crate::{
     audit::{Auditor, Confirmation, Looked, Network, Subject, Unconfirmed},
     clock::Clock,
     compile::{
-        Change, Compiled, Identity, LineRef, NodeFacts, Overflow, Tables, WorkloadTable, compile,
-        diff,
+        Change, Compiled, Identity, LineRef, NodeFacts, Tables, WorkloadTable, compile, diff,
     },
     config::{self, Evaluated, Location, NodeFile, PodLocation, Report, evaluate_all, read},
     datapath::{Attached, Attachment, Caller, Datapath, DatapathError, Target},
     policy::{Effective, LastGood, Origin, Period, Problem},
-    quota, rls,
+    quota::{self, Now, Quotas},
+    rls,
     workload::{self, Interface, Resolved, interfaces},
 };
 
@@ -79,6 +80,7 @@ pub struct Engine {
     /// Whether the history is newer than its file.
     history_changed: bool,
     auditor: Auditor,
+    quotas: Spent,
     refusals: BTreeMap<Identity, VecDeque<view::Refusal>>,
     latest: VecDeque<view::Refusal>,
     trace: broadcast::Sender<view::Refusal>,
@@ -140,6 +142,7 @@ impl Engine {
             history: History::default(),
             history_changed: false,
             auditor: Auditor::new(),
+            quotas: Spent::default(),
             refusals: BTreeMap::new(),
             latest: VecDeque::new(),
             trace: broadcast::channel(TRACE).0,
@@ -177,6 +180,17 @@ impl Engine {
         self.trial = trial;
     }
 
+    /// These are the quotas that workloads may name.
+    #[must_use]
+    pub fn with_quotas(mut self, quotas: Arc<Quotas>) -> Self {
+        self.quotas = Spent::of(quotas);
+        self
+    }
+
+    fn now(&self) -> Now {
+        Now { monotonic_ns: self.clock.monotonic_ns(), realtime_ns: self.clock.realtime_ns() }
+    }
+
     /// Reads the file and makes it hold. What cannot be understood keeps what it was.
     pub fn reload(&mut self) {
         let path = self.trial.as_ref().unwrap_or(&self.path);
@@ -205,11 +219,11 @@ impl Engine {
         let pods = self.pods.workloads();
         let workloads = file.workloads.iter().chain(pods.iter().map(Arc::as_ref));
         let evaluated = evaluate_all(&file.administrator, workloads, &self.last_good);
-        let Compiled { tables, overflows } = self.compile(&evaluated);
+        let compiled = self.compile(&evaluated);
         if let Some(reading) = &problems {
             self.loaded_at = seconds(self.clock.realtime_ns());
             self.reloads.succeeded += 1;
-            let report = Report::of(reading, &evaluated, &overflows);
+            let report = Report::of(reading, &evaluated, &compiled.misfits);
             self.problems = report.problems.iter().map(ToString::to_string).collect();
             for problem in &self.problems {
                 warn!(file = name, problem, "a part of the file does not hold");
@@ -221,7 +235,7 @@ impl Engine {
         }
         // Who does not know the pods yet would take away what holds for them.
         if self.pods.are_known() {
-            self.hold(evaluated, tables, &overflows);
+            self.hold(evaluated, compiled);
             self.reconcile();
         }
         self.keep_last_good();
@@ -246,29 +260,29 @@ impl Engine {
         });
         compile(
             evaluated.iter().map(Evaluated::subject),
-            &NodeFacts { addresses },
+            &NodeFacts { addresses, quotas: self.quotas.service() },
             Some(&self.tables),
         )
     }
 
     /// Makes the kernel hold this. Whether a workload came, went, or is seen elsewhere, so that
     /// attachments are to be reconciled.
-    fn hold(
-        &mut self,
-        evaluated: Vec<Evaluated<'_>>,
-        tables: Tables,
-        overflows: &[Overflow],
-    ) -> bool {
+    fn hold(&mut self, evaluated: Vec<Evaluated<'_>>, compiled: Compiled) -> bool {
+        let Compiled { tables, misfits, quotas } = compiled;
         for change in diff(&self.tables, &tables) {
             let name =
                 |tables: &Tables| Some(tables.workloads.get(change.workload())?.name.clone());
             let name = name(&tables).or_else(|| name(&self.tables)).unwrap_or_default();
             audit(&name, &change);
         }
+        let now = self.now();
+        // What is spent no more leaves its cell before the cell is given back.
+        self.quotas.leave(&quotas, &self.datapath, now);
         if let Err(problem) = self.datapath.apply(&tables) {
             error!(error = &problem as &dyn std::error::Error, "the tables do not hold as a whole");
             self.problems.push(explain_error(&problem));
         }
+        self.quotas.enter(quotas, &self.datapath, now);
         self.tables = tables;
         let mut before: BTreeMap<String, Known> =
             self.workloads.drain(..).map(|known| (known.key.clone(), known)).collect();
@@ -286,11 +300,10 @@ impl Engine {
                 Some(known) => (known.attached, known.hooked, known.seen_at),
                 None => (Err("not attached yet".to_owned()), None, None),
             };
-            let too_many = overflows.iter().filter(|overflow| overflow.workload == key);
+            let misfits = misfits.iter().filter(|misfit| misfit.workload() == key);
             problems.extend(
-                too_many.map(|overflow| {
-                    Problem::error(workload.place.clone(), overflow.to_string(), "")
-                }),
+                misfits
+                    .map(|misfit| Problem::error(workload.place.clone(), misfit.to_string(), "")),
             );
             let known = Known {
                 name: workload.name.clone(),
@@ -564,6 +577,9 @@ impl Engine {
             error!(error = &problem as &dyn std::error::Error, "cannot tidy the maps");
         }
         self.observer.look(&self.datapath, &self.tables, self.clock.monotonic_ns());
+        if self.quotas.have_changed() {
+            self.reload();
+        }
         // A pause that has ended was ended by the kernel, which tells nobody.
         self.note_states();
         self.keep_history();

@@ -130,7 +130,7 @@ impl Engine {
         let workloads = file.workloads.iter().chain(pods.iter().map(Arc::as_ref));
         let evaluated = evaluate_all(&file.administrator, workloads, &self.last_good);
         let compiled = self.compile(&evaluated);
-        let moved = self.hold(evaluated, compiled.tables, &compiled.overflows);
+        let moved = self.hold(evaluated, compiled);
         if let Some(since) = snapshot.since {
             self.pods.policies.add(since.elapsed());
         }
