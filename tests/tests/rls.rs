@@ -138,6 +138,9 @@ fn a_missing_agent_is_failure_mode_deny_both_ways() {
     let mut agent = site.agent(&lab);
     // A failed health check would be asked again in its own time only.
     let deny = HTTP.replace("interval: 1s", "interval: 0.1s");
+    // Else a second change of health within a second reaches the workers when that is over.
+    let at_once = "connect_timeout: 1s\n    common_lb_config: { update_merge_window: 0s }";
+    let deny = deny.replace("connect_timeout: 1s", at_once);
     let allow = deny.replace("failure_mode_deny: true", "failure_mode_deny: false");
     let denying = site.envoy(&lab, &program, 0, &deny);
     let allowing = site.envoy(&lab, &program, 1, &allow);
