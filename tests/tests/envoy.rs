@@ -195,12 +195,14 @@ fn c1_the_first_failed_connection_ejects_the_service() {
     assert_eq!(envoy.stat("outlier_detection.ejections_enforced_total"), 1);
     assert_eq!(tripped(&agent, "web-w", "tc ingress"), 1);
     // Envoy's workers learn of an ejection from its main thread, so more may have been under way. Here
-    // the RST opens the breaker on its own way back.
+    // the RST opens the breaker on its own way back: only a SYN that another CPU was deciding at that
+    // very moment, and that had asked the breaker before, can have got through beside it.
     let attempts =
         (refused_by(site.behind_envoy.namespace()), refused_by(site.behind_weir.namespace()));
     println!("attempts that got to the broken service: {attempts:?} (Envoy, Weir)");
     assert!((1..=CLIENTS as u64).contains(&attempts.0), "{attempts:?}");
-    assert_eq!(attempts.1, 1);
+    let cpus = thread::available_parallelism().unwrap().get() as u64;
+    assert!((1..=cpus).contains(&attempts.1), "{attempts:?}");
     let to_trip = |told: &Told, ejected: fn(&End) -> bool| {
         told.first(ejected).unwrap().saturating_sub(told.0[0].at)
     };
