@@ -501,6 +501,18 @@ pub extern "C" fn weir_note(place: u32, block: u32, took: u64) -> u64 {
 pub extern "C" fn weir_count(place: u32, event: u32, owner: u32, now_ns: u64) -> u64 {
     let Some((_, slot)) = at(place) else { return 0 };
     let event = Event::from_code(event);
+    // Who opened a connection breaks it: that says nothing of whom the breaker is for.
+    let by_opener = (slot.owner ^ owner) & 1 == 0;
+    let age_ms = now_ns.saturating_sub(slot.opened_ns) / 1_000_000;
+    // Breakers first: whoever finds room in a load because of this end should find them tripped by it.
+    for index in 0..MAX_BREAKERS {
+        let cell = u32::from(slot.breakers[index]);
+        if cell != 0 && !(event == Event::Broken && by_opener) {
+            let young = age_ms <= breaker::timeout_ms(cell);
+            let epoch = slot.breaker_epochs[index];
+            breaker::learn(cell, epoch, event, young, slot.owner, place, now_ns);
+        }
+    }
     if let Some(change) = event.change() {
         for cell in slot.loads {
             if cell != 0 {
@@ -511,20 +523,6 @@ pub extern "C" fn weir_count(place: u32, event: u32, owner: u32, now_ns: u64) ->
             if place != 0 {
                 weir_change_source(place, change as u32, slot.opened_ns, now_ns);
             }
-        }
-    }
-    // Who opened a connection breaks it: that says nothing of whom the breaker is for.
-    let by_opener = (slot.owner ^ owner) & 1 == 0;
-    if event == Event::Broken && by_opener {
-        return 0;
-    }
-    let age_ms = now_ns.saturating_sub(slot.opened_ns) / 1_000_000;
-    for index in 0..MAX_BREAKERS {
-        let cell = u32::from(slot.breakers[index]);
-        if cell != 0 {
-            let young = age_ms <= breaker::timeout_ms(cell);
-            let epoch = slot.breaker_epochs[index];
-            breaker::learn(cell, epoch, event, young, slot.owner, place, now_ns);
         }
     }
     0
