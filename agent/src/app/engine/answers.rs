@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use weir_common::layout::Hook;
 
-use super::{Engine, Known, is_pod, seconds};
+use super::{Engine, Known, attachments::is_pod, seconds};
 use crate::{
     app::{
         observe::{Scope, is_inbound_rate},

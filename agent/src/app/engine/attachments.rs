@@ -1,0 +1,230 @@
+//! Where workloads are seen: from what is there now to what is attached, and why the rest is not.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use tracing::{error, info, warn};
+
+use super::{Engine, Known, explain_error};
+use crate::{
+    app::view,
+    compile::{Identity, WorkloadTable},
+    config::Location,
+    datapath::{Attached, Attachment, Caller, DatapathError, Target},
+    quota,
+    workload::{self, Interface, Resolved, interfaces},
+};
+
+impl Engine {
+    /// Attaches to what is there now.
+    pub fn reconcile(&mut self) {
+        let host = match interfaces::list() {
+            Ok(host) => host,
+            Err(problem) => {
+                error!(error = %problem, "cannot list this host's interfaces; attachments stay as they are");
+                return;
+            }
+        };
+        if !self.pods.are_known() {
+            return;
+        }
+        let mut wanted = Vec::new();
+        let (mut callers, mut unhooked) = (Vec::new(), BTreeMap::new());
+        let mut missing = BTreeMap::new();
+        let pods = self.pods.workloads();
+        for workload in self.file.workloads.iter().chain(pods.iter().map(Arc::as_ref)) {
+            let identity = Identity::workload(&workload.identity);
+            match workload::resolve(workload, identity, &host, &mut self.pods.networks) {
+                Ok(Resolved { attachments, caller }) => {
+                    let table = self.tables.workloads.get(&workload.identity);
+                    let volumes = table.is_some_and(WorkloadTable::limits_volumes);
+                    let with = |attachment| Attachment { volumes, ..attachment };
+                    wanted.extend(attachments.into_iter().map(with));
+                    match caller {
+                        Ok(caller) => callers.push(caller),
+                        Err(problem) => _ = unhooked.insert(identity, problem.to_string()),
+                    }
+                }
+                Err(problem) => _ = missing.insert(identity, explain_error(&problem)),
+            }
+        }
+        let uplinks = self.wanted_uplinks(&host, &mut wanted);
+        let results = self.datapath.attach(&wanted);
+        self.note_attached(&results, &mut missing);
+        // What nothing judges must not be judged by a call either.
+        callers.retain(|caller| self.calls_are_limited(caller.workload));
+        self.hook(&callers, unhooked);
+        self.uplinks = uplinks
+            .into_iter()
+            .map(|(interface, found)| uplink_status(interface, found, &results))
+            .collect();
+        self.decided = true;
+        self.note_states();
+    }
+
+    /// Whether its connections are judged, and some limit is about those that it opens.
+    pub(super) fn calls_are_limited(&self, workload: Identity) -> bool {
+        let mut known = self.workloads.iter();
+        known.any(|known| {
+            known.identity == workload && known.attached.is_ok() && known.limits_calls()
+        })
+    }
+
+    /// Hooks `connect()` of these, and notes of all whether it is, and why not.
+    pub(super) fn hook(&mut self, callers: &[Caller], mut unhooked: BTreeMap<Identity, String>) {
+        let mut hooked = BTreeSet::new();
+        match self.datapath.hook(callers) {
+            Ok(results) => {
+                for (workload, result) in results {
+                    match result {
+                        Ok(()) => _ = hooked.insert(workload),
+                        Err(problem) => _ = unhooked.insert(workload, explain_error(&problem)),
+                    }
+                }
+            }
+            Err(problem) => {
+                let problem = explain_error(&problem);
+                unhooked.extend(callers.iter().map(|caller| (caller.workload, problem.clone())));
+            }
+        }
+        for known in &mut self.workloads {
+            let now = known.limits_calls().then(|| {
+                if hooked.contains(&known.identity) {
+                    return Ok(());
+                }
+                let reason = unhooked.remove(&known.identity);
+                Err(reason.unwrap_or_else(|| "nothing is attached".to_owned()))
+            });
+            if now == known.hooked {
+                continue;
+            }
+            match &now {
+                Some(Err(reason)) => {
+                    info!(workload = known.name, reason, "connect() is not hooked: RSTs refuse");
+                }
+                Some(Ok(())) => info!(workload = known.name, "connect() is hooked"),
+                None => info!(workload = known.name, "connect() is not limited"),
+            }
+            known.hooked = now;
+        }
+    }
+
+    pub(super) fn wanted_uplinks(
+        &self,
+        host: &[Interface],
+        wanted: &mut Vec<Attachment>,
+    ) -> Vec<(String, Result<Attachment, String>)> {
+        let mut uplinks = Vec::new();
+        for uplink in &self.file.uplinks {
+            let Some(found) = workload::resolve_uplink(uplink, host) else { continue };
+            let found = found.map_err(|problem| explain_error(&problem));
+            if let Ok(attachment) = &found {
+                wanted.push(attachment.clone());
+            }
+            uplinks.push((uplink.interface.clone(), found));
+        }
+        uplinks
+    }
+
+    pub(super) fn note_attached(
+        &mut self,
+        results: &BTreeMap<Attachment, Result<Attached, DatapathError>>,
+        missing: &mut BTreeMap<Identity, String>,
+    ) {
+        let mut attached: BTreeMap<Identity, Result<Attached, String>> = BTreeMap::new();
+        let mut seen_at: BTreeMap<Identity, (u32, Vec<IpAddr>)> = BTreeMap::new();
+        for (attachment, result) in results {
+            let Target::Workload { workload, addresses, .. } = &attachment.target else { continue };
+            if result.is_ok() {
+                let (_, all) = seen_at.entry(*workload).or_insert((attachment.ifindex, Vec::new()));
+                let new = addresses.iter().filter(|address| !all.contains(address));
+                let new: Vec<IpAddr> = new.copied().collect();
+                all.extend(new);
+            }
+            let result = match result {
+                Ok(how) => Ok(how.clone()),
+                Err(problem) => Err(explain_error(problem)),
+            };
+            // It is attached when all its interfaces are.
+            match attached.entry(*workload) {
+                Entry::Vacant(entry) => _ = entry.insert(result),
+                Entry::Occupied(mut entry) => match (entry.get_mut(), result) {
+                    (Ok(all), Ok(how)) => all.before.extend(how.before),
+                    (Ok(_), Err(problem)) => *entry.get_mut() = Err(problem),
+                    (Err(_), _) => {}
+                },
+            }
+        }
+        for known in &mut self.workloads {
+            known.seen_at = seen_at.remove(&known.identity);
+            let now = attached.remove(&known.identity).unwrap_or_else(|| {
+                Err(missing.remove(&known.identity).unwrap_or_else(|| "not attached".to_owned()))
+            });
+            if now != known.attached {
+                match &now {
+                    Ok(how) => {
+                        if known.attached.is_err() {
+                            let now = self.clock.boottime_ns();
+                            self.pods.note_attached(&known.location, self.began_ns, now);
+                        }
+                        info!(workload = known.name, location = %known.location, kind = how.kind, before = ?how.before, "attached")
+                    }
+                    Err(reason) => warn!(
+                        workload = known.name,
+                        location = %known.location,
+                        reason,
+                        "not enforced"
+                    ),
+                }
+                known.attached = now;
+            }
+        }
+    }
+
+    /// Whether somebody is missing who may appear without a link event of this namespace.
+    pub fn is_waiting(&self) -> bool {
+        let may_come = |known: &Known| known.attached.is_err() && !is_pod(&known.location);
+        self.workloads.iter().any(may_come)
+            || self.uplinks.iter().any(|uplink| uplink.attached.is_none())
+    }
+
+    /// Which workload has which address, as far as its interface was found.
+    pub fn addresses(&self) -> Vec<(IpAddr, quota::Workload)> {
+        let of = |known: &Known| {
+            // A pod's are told; others' are found at their interface.
+            let found = known.seen_at.as_ref().map(|(_, addresses)| addresses);
+            let addresses = Some(&known.addresses).filter(|told| !told.is_empty()).or(found)?;
+            let (namespace, name) = known.name.split_once('/').unwrap_or(("", &known.name));
+            let workload = quota::Workload {
+                namespace: namespace.into(),
+                name: name.into(),
+                identity: known.key.as_str().into(),
+            };
+            Some(addresses.iter().map(move |address| (*address, workload.clone())).collect())
+        };
+        self.workloads.iter().filter_map(of).flat_map(|some: Vec<_>| some).collect()
+    }
+}
+
+pub(super) fn uplink_status(
+    interface: String,
+    found: Result<Attachment, String>,
+    results: &BTreeMap<Attachment, Result<Attached, DatapathError>>,
+) -> view::UplinkStatus {
+    let attached = found.and_then(|attachment| match results.get(&attachment) {
+        Some(Ok(attached)) => Ok(attached.kind.to_owned()),
+        Some(Err(problem)) => Err(explain_error(problem)),
+        None => Err("not attached".to_owned()),
+    });
+    match attached {
+        Ok(kind) => view::UplinkStatus { interface, attached: Some(kind), detail: None },
+        Err(reason) => view::UplinkStatus { interface, attached: None, detail: Some(reason) },
+    }
+}
+
+pub(super) const fn is_pod(location: &Location) -> bool {
+    matches!(location, Location::Pod(_))
+}
