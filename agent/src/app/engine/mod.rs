@@ -186,6 +186,7 @@ impl Engine {
 
     /// Reads the file and makes it hold. What cannot be understood keeps what it was.
     pub fn reload(&mut self) {
+        self.quotas.look();
         let path = self.trial.as_ref().unwrap_or(&self.path);
         let name = path.display().to_string();
         let reading = config::load(path).map_err(|error| error.to_string()).and_then(|text| {

@@ -33,14 +33,16 @@ impl Spent {
         self.service.clone()
     }
 
-    /// Whether the quotas are others since they were looked at last.
-    pub(super) fn have_changed(&mut self) -> bool {
-        let Some(now) = self.service.as_ref().and_then(|service| service.rules()) else {
-            return false;
-        };
-        let same = self.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &now));
-        self.seen = Some(now);
-        !same
+    /// Notes which rules quotas are found by from here on.
+    pub(super) fn look(&mut self) {
+        self.seen = self.service.as_ref().and_then(|service| service.rules());
+    }
+
+    /// Whether there are other rules since.
+    pub(super) fn have_changed(&self) -> bool {
+        let now = self.service.as_ref().and_then(|service| service.rules());
+        let of = |rules: &Option<Arc<Rules>>| rules.as_ref().map(Arc::as_ptr);
+        of(&now) != of(&self.seen)
     }
 
     /// Takes out of their cells the counts that are not among these.
