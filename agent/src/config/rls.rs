@@ -30,6 +30,7 @@ const KEYS: &[&str] = &[
     "spare-others-when-over",
     "response-headers",
     "dynamic-metadata",
+    "nodes",
     "store",
     "healthy-with-quotas",
     "max-connections",
@@ -88,6 +89,9 @@ fn modes(reader: &mut Reader<'_, '_, '_>) -> Modes {
         }
         percent
     };
+    let nodes = |notes: &mut Notes<'_>, key: &str, node: &Node| {
+        u32::try_from(number(notes, key, node, 1, 100_000)?).ok()
+    };
     let mode = |notes: &mut Notes<'_>, key: &str, node: &Node| {
         super::read::word(notes, key, node, &[("enforce", false), ("shadow", true)])
     };
@@ -99,6 +103,7 @@ fn modes(reader: &mut Reader<'_, '_, '_>) -> Modes {
         spare_others_when_over: reader.flag("spare-others-when-over"),
         headers: reader.value("response-headers", headers, || None),
         dynamic_metadata: reader.flag("dynamic-metadata"),
+        nodes: reader.value("nodes", nodes, || standard.nodes),
     }
 }
 

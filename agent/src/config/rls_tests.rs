@@ -29,7 +29,7 @@ fn everything_can_be_written() {
          socket-mode: 0660\n  threads: 2\n  http: 0.0.0.0:8080\n  debug: 127.0.0.1:6070\n  \
          quotas: /etc/weir/quotas\n  merge-domains: true\n  \
          mode: shadow\n  quota-mode: true\n  near-limit: 90%\n  spare-others-when-over: true\n  \
-         response-headers: { reset: X-Reset }\n  dynamic-metadata: true\n  \
+         response-headers: { reset: X-Reset }\n  dynamic-metadata: true\n  nodes: 3\n  \
          healthy-with-quotas: true\n  max-connections: 10\n  \
          max-message-size: 4096\n  keep-alive: 5s\n  keep-alive-timeout: 500ms\n  \
          max-connection-age: 1h\n  max-connection-age-grace: 5m\n",
@@ -47,6 +47,7 @@ fn everything_can_be_written() {
             spare_others_when_over: true,
             headers: Some(headers),
             dynamic_metadata: true,
+            nodes: 3,
         }
     );
     let bounds = read.bounds;

@@ -683,3 +683,18 @@ descriptors:
     assert_eq!(refused, Refused::CannotDecide { why: "shop_user_eve_".to_owned() });
     assert_eq!(quotas.service().redis_error.get(), 1);
 }
+
+#[test]
+fn without_a_store_each_node_has_its_part_if_the_quota_says_so() {
+    let text = "
+format: weir
+domain: shop
+descriptors:
+  - {key: user, scope: fleet, storeless: divide, rate_limit: {unit: minute, requests_per_unit: 11}}
+";
+    for (nodes, part) in [(1, 11), (3, 3), (20, 1)] {
+        let quotas = with(text, Settings { nodes, ..Settings::default() });
+        let admitted = (0..15).filter(|_| ask(&quotas, &["user=ann"]).overall_code() == Code::Ok);
+        assert_eq!(admitted.count(), part, "{nodes}");
+    }
+}

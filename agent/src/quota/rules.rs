@@ -13,7 +13,10 @@ use envoy_types::pb::{
 
 use super::{
     engine::{Impossible, Meter},
-    model::{self, Access, Amount, Configuration, Consistency, OnStoreFailure, Scope, Storeless},
+    model::{
+        self, Access, Algorithm, Amount, Configuration, Consistency, OnStoreFailure, Scope,
+        Storeless,
+    },
     overflow::Overflow,
     series::Series,
     settings::Settings,
@@ -535,6 +538,13 @@ impl Compiler {
                 let place = descriptor.own_place.clone();
                 self.problems.push(Problem::error(place, what, expected));
             };
+            if scope == Scope::Fleet && further.algorithm != Algorithm::FixedWindow {
+                error(
+                    &"quotas of the fleet count by fixed windows",
+                    "`algorithm: fixed_window`, or another scope",
+                );
+                continue;
+            }
             match meter(further, share) {
                 // They would be one count, and every hit would count twice.
                 Ok(meter) if meters.iter().any(|known| known.kind() == meter.kind()) => error(

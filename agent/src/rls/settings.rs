@@ -80,6 +80,8 @@ pub struct Modes {
     pub headers: Option<Headers>,
     /// Tell the request and the limits' metadata in the answer.
     pub dynamic_metadata: bool,
+    /// Nodes of the fleet, for quotas that are divided because there is no store.
+    pub nodes: u32,
 }
 
 impl Default for Modes {
@@ -92,6 +94,7 @@ impl Default for Modes {
             spare_others_when_over: false,
             headers: None,
             dynamic_metadata: false,
+            nodes: 1,
         }
     }
 }

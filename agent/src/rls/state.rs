@@ -272,6 +272,7 @@ fn modes(modes: &Modes) -> quota::Settings {
         spare_others_when_over,
         headers,
         dynamic_metadata,
+        nodes,
     } = modes;
     quota::Settings {
         merge_domains: *merge_domains,
@@ -285,6 +286,7 @@ fn modes(modes: &Modes) -> quota::Settings {
         }),
         dynamic_metadata: *dynamic_metadata,
         near_limit_ratio: f32::from(*near_limit_percent) / 100.0,
+        nodes: *nodes,
         ..quota::Settings::default()
     }
 }
