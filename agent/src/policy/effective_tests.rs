@@ -4,8 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::policy::{
-    key::{PortName, Ports},
-    layer::{Entries, Glob, Match},
+    key::{Key, PortName, Ports},
+    layer::{Allow, Entries, Glob, Match},
+    place::Place,
     rate::tests::buckets,
 };
 
@@ -515,14 +516,15 @@ fn a_misspelt_key_keeps_the_value_of_the_key_that_was_meant() {
 
 #[test]
 fn a_port_whose_name_is_gone_keeps_its_limit() {
-    let value = GoodValue {
-        layer: Layer::Workload,
-        key: "connections.http".to_owned(),
-        port: Some(8080),
-        text: "4/s".to_owned(),
-        place: place("workload", 1),
-    };
-    let last_good = LastGood { values: BTreeSet::from([value]) };
+    // As it comes back from storage.
+    let kept = serde_json::json!([{
+        "layer": Layer::Workload,
+        "key": "connections.http",
+        "port": 8080,
+        "text": "4/s",
+        "place": place("workload", 1),
+    }]);
+    let last_good: LastGood = serde_json::from_value(kept).unwrap();
     let written = Written::default().workload(&[("connections.http", "5/s")]);
     assert_eq!(shown(&written.merge_after(Some(&last_good)).effective), ["connections.8080: 4/s"]);
     let outcome = written.merge();

@@ -17,15 +17,14 @@ pub mod place;
 pub mod probes;
 pub mod quota;
 pub mod rate;
+pub mod reading;
 mod suggest;
 pub mod value;
 
 pub use self::{
     bandwidth::{Bandwidth, parse_kubernetes},
     breaker::{Breaker, Ratio},
-    effective::{
-        Clamp, Effective, LastGood, Layers, Line, Outcome, Served, Shadow, Slot, effective,
-    },
+    effective::{Clamp, Effective, Layers, Line, Outcome, Served, Shadow, Slot, effective},
     key::{ANNOTATION_PREFIX, Key, KeyKind, LimitKind, Port, PortName, PortRef, Ports},
     layer::{Administrator, Allow, Entries, Entry, Glob, Match, Policy, Subject, annotations},
     peer::{Cidr, Group, ServiceName, Services, To},
@@ -33,6 +32,7 @@ pub use self::{
     probes::{Probes, RESETS},
     quota::{Quota, Variables},
     rate::{Bucket, Period, Rate},
+    reading::LastGood,
     suggest::nearest,
     value::{Limit, Mode, OnLimit, Setting, Terms, parse_bucket, parse_cidr},
 };
