@@ -66,7 +66,7 @@ impl Engine {
     }
 
     /// Whether its connections are judged, and some limit is about those that it opens.
-    pub(super) fn calls_are_limited(&self, workload: Identity) -> bool {
+    fn calls_are_limited(&self, workload: Identity) -> bool {
         let mut known = self.workloads.iter();
         known.any(|known| {
             known.identity == workload && known.attached.is_ok() && known.limits_calls()
@@ -74,7 +74,7 @@ impl Engine {
     }
 
     /// Hooks `connect()` of these, and notes of all whether it is, and why not.
-    pub(super) fn hook(&mut self, callers: &[Caller], mut unhooked: BTreeMap<Identity, String>) {
+    fn hook(&mut self, callers: &[Caller], mut unhooked: BTreeMap<Identity, String>) {
         let mut hooked = BTreeSet::new();
         match self.datapath.hook(callers) {
             Ok(results) => {
@@ -112,7 +112,7 @@ impl Engine {
         }
     }
 
-    pub(super) fn wanted_uplinks(
+    fn wanted_uplinks(
         &self,
         host: &[Interface],
         wanted: &mut Vec<Attachment>,
@@ -129,7 +129,7 @@ impl Engine {
         uplinks
     }
 
-    pub(super) fn note_attached(
+    fn note_attached(
         &mut self,
         results: &BTreeMap<Attachment, Result<Attached, DatapathError>>,
         missing: &mut BTreeMap<Identity, String>,
@@ -209,7 +209,7 @@ impl Engine {
     }
 }
 
-pub(super) fn uplink_status(
+fn uplink_status(
     interface: String,
     found: Result<Attachment, String>,
     results: &BTreeMap<Attachment, Result<Attached, DatapathError>>,

@@ -104,18 +104,18 @@ impl Engine {
     }
 }
 
-pub(super) fn stated(value: String, origin: String) -> view::Stated {
+fn stated(value: String, origin: String) -> view::Stated {
     view::Stated { value, origin }
 }
 
 /// What is left of a pause.
-pub(super) fn left(seconds: u64) -> Option<view::Stated> {
+fn left(seconds: u64) -> Option<view::Stated> {
     let left = Period::from_millis(seconds.saturating_mul(1000))?;
     Some(stated(left.to_string(), String::new()))
 }
 
 /// What holds, by key.
-pub(super) fn lines(effective: &Effective) -> Facts {
+fn lines(effective: &Effective) -> Facts {
     let lines = effective.lines.iter().map(|line| {
         let origin = stated(line.limit.to_string(), line.origin.to_string());
         (LineRef::Limit(line.slot).to_string(), origin)

@@ -33,7 +33,7 @@ impl Engine {
         let _ = self.trace.send(refusal);
     }
 
-    pub(super) fn refusal(&self, event: &Event) -> Option<(Identity, view::Refusal)> {
+    fn refusal(&self, event: &Event) -> Option<(Identity, view::Refusal)> {
         let identity = self.datapath.workload_in(event.slot)?;
         let known = self.workloads.iter().find(|known| known.identity == identity)?;
         let limit = self.datapath.limit_of_cell(event.cell);
@@ -76,6 +76,6 @@ impl Engine {
     }
 }
 
-pub(super) fn endpoint(address: IpAddr, port: u16) -> String {
+fn endpoint(address: IpAddr, port: u16) -> String {
     SocketAddr::new(address, port).to_string()
 }
