@@ -16,9 +16,9 @@ use aya::{
 
 use crate::{host, say, stack};
 
-/// The most instructions the verifier may have to walk. The kernel gives up at a million; older
-/// kernels walk more than newer ones, so most of it stays in reserve.
-const MAX_INSTRUCTIONS: u32 = 100_000;
+/// The most instructions the verifier may have to walk. The kernel gives up at a million; 6.1 was seen
+/// to walk four times as many as 6.18 for the same program, and half of a million stays in reserve.
+const MAX_INSTRUCTIONS: u32 = 125_000;
 
 /// The most stack, of the kernel's 512 bytes: it rounds every frame up, and we may not.
 const MAX_STACK: u32 = 400;
@@ -204,7 +204,7 @@ mod tests {
         assert_eq!(
             objections(&figures(loaded(MAX_INSTRUCTIONS + 1), MAX_STACK + 1)),
             [
-                "weir_tc: 100 001 verifier instructions, 100 000 at most",
+                "weir_tc: 125 001 verifier instructions, 125 000 at most",
                 "weir_tc: 401 bytes of stack, 400 at most"
             ]
         );

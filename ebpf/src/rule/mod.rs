@@ -235,8 +235,8 @@ pub extern "C" fn weir_judge(
             None if rule.kind == RuleKind::Load as u8 => {
                 load::weir_take_load(rule.cell, rule.cost, rule.burst, now_ns) as u32
             }
-            None if rule.flags & RULE_WINDOW != 0 => {
-                weir_hit(rule.cell, rule.cost, rule.burst, now_ns) as u32
+            None if rule.flags & RULE_QUOTA != 0 => {
+                weir_spend(block, index | (part(index) as u32 & 0xff) << 8, now_ns) as u32
             }
             None => weir_take(rule.cell, rule.cost, rule.burst, rule.step, now_ns) as u32,
         };
@@ -285,7 +285,7 @@ pub fn unknown(value: u64, any: u64) -> u64 {
 fn take_uncontended(rule: &Rule, now_ns: u64) -> Option<u32> {
     if rule.kind == RuleKind::Source as u8
         || rule.kind >= RuleKind::Load as u8
-        || rule.flags & RULE_WINDOW != 0
+        || rule.flags & RULE_QUOTA != 0
     {
         return None;
     }
@@ -339,6 +339,8 @@ const CONTENDED: u64 = 4;
 const OTHERWISE: u64 = CROWDED | CONTENDED;
 /// A breaker admitted; bits 8 to 15 hold its epoch.
 const BREAKER: u64 = 8;
+/// A quota would have given something, and nothing was taken: there is nothing to give back.
+const LOOKED: u64 = TOOK | CROWDED;
 /// In what is given back: only by rules about tracked connections.
 const TRACKED_ONLY: u64 = 1 << 63;
 
@@ -359,20 +361,44 @@ pub extern "C" fn weir_take(cell: u32, cost: u64, burst: u64, step: u64, now_ns:
     result
 }
 
-/// Counts a hit in a window.
+/// Spends from a quota: by the rule's number in the lowest bits of `how`, with what is lenient from
+/// bit 8 on. Others spend from it too, so a rule that is not enforced only looks.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn weir_hit(cell: u32, period_s: u64, limit: u64, now_ns: u64) -> u64 {
-    let (Some(word), Some(window)) = (maps::cell(cell), window_at(period_s, now_ns)) else {
-        return TOOK;
-    };
-    let result = match window::hit(&word, window, 1) {
-        None => CONTENDED,
-        Some(counted) if counted.after > limit => 0,
-        Some(_) => TOOK,
-    };
-    count_admitted(cell, result as u32);
+pub extern "C" fn weir_spend(block: u32, how: u32, now_ns: u64) -> u64 {
+    let Some(rule) = rule_of(block, how & 0xf) else { return LOOKED };
+    let is_shadow = rule.flags & RULE_SHADOW != 0 || how >> 8 >> rule.kind & 1 != 0;
+    if !is_shadow && rule.flags & RULE_WINDOW == 0 {
+        return weir_take(rule.cell, rule.cost, rule.burst, rule.step, now_ns);
+    }
+    let result =
+        if is_shadow { if denies(rule, now_ns) { 0 } else { LOOKED } } else { hit(rule, now_ns) };
+    count_admitted(rule.cell, result as u32);
     result
+}
+
+/// Counts a hit in a window.
+#[inline(always)]
+fn hit(rule: &Rule, now_ns: u64) -> u64 {
+    let (Some(word), Some(window)) = (maps::cell(rule.cell), window_at(rule.cost, now_ns)) else {
+        return LOOKED;
+    };
+    match window::hit(&word, window, 1) {
+        None => CONTENDED,
+        Some(counted) if counted.after > rule.burst => 0,
+        Some(_) => TOOK,
+    }
+}
+
+/// Whether a bucket or a window would certainly deny.
+#[inline(always)]
+fn denies(rule: &Rule, now_ns: u64) -> bool {
+    let Some(cell) = maps::cell(rule.cell) else { return false };
+    if rule.flags & RULE_WINDOW == 0 {
+        return gcra::would_deny(cell.load(), gcra::q8(now_ns), &params(rule));
+    }
+    window_at(rule.cost, now_ns)
+        .is_some_and(|window| window.step(cell.load(), 1).after > rule.burst)
 }
 
 #[inline(always)]
@@ -454,6 +480,9 @@ pub extern "C" fn weir_give_back_one(
     if rule >> 5 & 1 != 0 && limit.kind < RuleKind::Load as u8 {
         return 0;
     }
+    if limit.flags & RULE_QUOTA != 0 && rule & 1 != 0 {
+        return 0;
+    }
     if limit.kind == RuleKind::Source as u8 {
         for _ in 0..TRIES {
             if source::weir_give_back_source(block, rule, high, low, now_ns) != 0 {
@@ -514,13 +543,8 @@ pub extern "C" fn weir_peek(block: u32, index: u32, high: u64, low: u64, now_ns:
             maps::source_load_line(index)
                 .is_some_and(|line| loads::refuses_in(&line, place, now_ns, rule.cost))
         })
-    } else if rule.flags & RULE_WINDOW != 0 {
-        maps::cell(rule.cell)
-            .zip(window_at(rule.cost, now_ns))
-            .is_some_and(|(cell, window)| window.step(cell.load(), 1).after > rule.burst)
     } else {
-        maps::cell(rule.cell)
-            .is_some_and(|cell| gcra::would_deny(cell.load(), gcra::q8(now_ns), &params(rule)))
+        denies(rule, now_ns)
     };
     u64::from(denied)
 }

@@ -133,6 +133,30 @@ fn a_quota_that_changes_keeps_what_was_spent() {
     assert!(!is_admitted(node.namespace(), "authenticated", "false"));
 }
 
+/// What is not enforced takes nothing from those who share the budget, and tells what it would refuse.
+#[test]
+fn a_quota_in_shadow_spends_nothing() {
+    let lab = lab!();
+    let node = lab.node("node").unwrap();
+    let web = node.pod("web").unwrap();
+    let client = node.client("client").unwrap();
+    let _server = serve(&web, &[80]);
+    let shadowed = ["quota.80: domain=shop authenticated=false shadow"];
+    let node_file = Side::Host.node_file(&web, &shadowed);
+    let agent = Agent::start(&lab, node.namespace(), &files(&lab, &node_file, LIMIT));
+    let to = SocketAddr::new(web.ipv4().into(), 80);
+    let requests = |count| {
+        (0..count).filter(|_| is_admitted(node.namespace(), "authenticated", "false")).count()
+    };
+
+    assert_eq!(ask(client.namespace(), to, 4).ok(), 4);
+    assert_eq!(agent.limit_named("web", "quota.80").tokens, Some(LIMIT));
+    assert_eq!(requests(20), LIMIT as usize);
+    assert_eq!(ask(client.namespace(), to, 3).ok(), 3);
+    let quota = agent.limit_named("web", "quota.80");
+    assert_eq!((quota.admitted, quota.shadowed, quota.refused), (4, 3, 0), "{quota:?}");
+}
+
 /// A name that nobody knows limits nothing, and says so.
 #[test]
 fn a_quota_that_nobody_knows_is_a_problem_that_is_told() {
