@@ -60,7 +60,7 @@ impl Tariff {
     #[inline(always)]
     pub const fn longest(&self) -> Q8 {
         let packet = self.charge(MAX_UNITS);
-        if packet > self.burst { packet } else { self.burst }
+        if packet > self.cap() { packet } else { self.cap() }
     }
 
     /// Up to where packets that must pass are charged, 1/256 ns.

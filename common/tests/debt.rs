@@ -397,3 +397,19 @@ fn ticks_are_exact_on_average() {
     assert_eq!(flow::ticks(time, 0), 3);
     assert_eq!(flow::ticks(time, u32::MAX), 4);
 }
+
+/// A flood of what must pass leaves a debt of its own: it is not a word of another tariff.
+#[test]
+fn a_debt_of_what_must_pass_is_repaid_by_time_alone() {
+    // A burst that is worth more than the largest packet.
+    let tariff = Tariff::new(125_000, SECOND, 4 << 20).expect("within bounds");
+    let word = AtomicU64::new(0);
+    let now = q8(SECOND);
+    for _ in 0..20 {
+        force(&word, now, tariff.charge(MAX_UNITS), tariff.cap());
+    }
+    // Early drop denies below the burst, and the whole debt lies above it.
+    let bound = tariff.burst / 5 * 4;
+    assert_eq!(take(&word, now, 1, bound, tariff.longest()), Spent::Denied);
+    assert_eq!(ahead(word.load(Ordering::Relaxed), now), 2 * tariff.burst);
+}

@@ -12,6 +12,8 @@
     reason = "a test that cannot go on fails, and says where"
 )]
 
+pub mod volume;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     env, fs, io,
@@ -66,12 +68,16 @@ pub enum Which {
     OwnOut,
     /// An uplink's XDP.
     Uplink,
+    /// The limits of bytes, on any interface: towards the workload.
+    BytesIn,
+    /// The limits of bytes, from it.
+    BytesOut,
 }
 
 impl Which {
     /// The TC programs.
     pub const TC: [Self; 4] = [Self::HostIn, Self::HostOut, Self::OwnIn, Self::OwnOut];
-    /// All programs.
+    /// All programs that decide about connections.
     pub const ALL: [Self; 5] =
         [Self::HostIn, Self::HostOut, Self::OwnIn, Self::OwnOut, Self::Uplink];
 
@@ -83,14 +89,16 @@ impl Which {
             Self::OwnIn => "weir_own_in",
             Self::OwnOut => "weir_own_out",
             Self::Uplink => "weir_uplink",
+            Self::BytesIn => "weir_bytes_in",
+            Self::BytesOut => "weir_bytes_out",
         }
     }
 
     /// The hook under which it counts.
     pub const fn hook(self) -> Hook {
         match self {
-            Self::HostIn | Self::OwnIn => Hook::TcIngress,
-            Self::HostOut | Self::OwnOut => Hook::TcEgress,
+            Self::HostIn | Self::OwnIn | Self::BytesIn => Hook::TcIngress,
+            Self::HostOut | Self::OwnOut | Self::BytesOut => Hook::TcEgress,
             Self::Uplink => Hook::Xdp,
         }
     }
@@ -267,6 +275,11 @@ impl Programs {
     pub fn run(&mut self, which: Which, packet: &[u8]) -> Run {
         self.prepare(which);
         let (code, packet) = self.runner(which).run(packet);
+        self.counted(which, code, packet)
+    }
+
+    /// What a run did, with what was counted since the last.
+    fn counted(&mut self, which: Which, code: i32, packet: Vec<u8>) -> Run {
         let before = std::mem::take(&mut self.tallies);
         self.tallies = self.read_tallies();
         let mut counted = Vec::new();

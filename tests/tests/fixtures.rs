@@ -23,6 +23,8 @@ macro_rules! programs {
 
 #[path = "fixtures/breakers.rs"]
 mod breakers;
+#[path = "fixtures/bytes.rs"]
+mod bytes;
 #[path = "fixtures/concurrency.rs"]
 mod concurrency;
 #[path = "fixtures/connections.rs"]

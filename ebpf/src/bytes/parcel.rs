@@ -61,12 +61,13 @@ impl Parcel {
                 }
                 flow = weir_flow(segment);
             }
-            Parsed::Other | Parsed::Unreachable => {
+            Parsed::Other => {
                 if weir_parse_other(skb, segment) != 0 {
                     flags |= MUST_PASS;
                 }
             }
-            // Of TCP, but nobody can say of which connection.
+            // Of TCP, but nobody can say of which connection. (What ICMP quotes is parsed apart, and not
+            // here: that packet is one of ICMP.)
             _ => {}
         }
         // SAFETY: the context is valid for the whole run.
@@ -144,7 +145,9 @@ pub extern "C" fn weir_flow(segment: *const Segment) -> u64 {
 #[derive(Clone, Copy)]
 struct V4 {
     version_ihl: u8,
-    _until_protocol: [u8; 8],
+    _until_fragment: [u8; 5],
+    fragment: u16,
+    _ttl: u8,
     protocol: u8,
     _checksum: u16,
     source: u32,
@@ -188,7 +191,10 @@ pub extern "C" fn weir_parse_other(skb: *mut __sk_buff, segment: *mut Segment) -
             let Some(header) = packet.header::<V4>(l3) else { return 0 };
             segment.source = Addr::v4(u32::from_be(header.source));
             segment.destination = Addr::v4(u32::from_be(header.destination));
-            (header.protocol, l3 + usize::from(header.version_ihl & 0xf) * 4)
+            // A later fragment has no ports: what stands there is payload.
+            let is_first = u16::from_be(header.fragment) & 0x1fff == 0;
+            let protocol = if is_first { header.protocol } else { 0 };
+            (protocol, l3 + usize::from(header.version_ihl & 0xf) * 4)
         }
         Network::V6 => {
             let Some(header) = packet.header::<V6>(l3) else { return 0 };

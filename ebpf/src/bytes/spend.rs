@@ -253,18 +253,20 @@ fn charge(rule: &Rule, tariff: &Tariff, parcel: &Parcel) -> Q8 {
     tariff.charge(u64::from(units))
 }
 
-/// Charges a connection's bucket.
+/// Charges a connection's bucket. What must pass does so, be it for nothing because too many others
+/// changed the line at once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn weir_charge_flow(block: u32, index: u32, parcel: *const Parcel) -> u64 {
-    let mut said = CONTENDED;
     for _ in 0..TRIES {
-        said = weir_try_flow(block, index, parcel);
+        let said = weir_try_flow(block, index, parcel);
         if said & CONTENDED == 0 {
-            break;
+            return said;
         }
     }
-    said
+    // SAFETY: the verifier proves that it is null or a whole `Parcel`.
+    let passes = unsafe { parcel.as_ref() }.is_none_or(Parcel::must_pass);
+    if passes { YES } else { CONTENDED }
 }
 
 /// One attempt at a connection's bucket.
