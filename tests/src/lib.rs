@@ -1,5 +1,6 @@
 //! Lab, packets and models for the suites in `tests/`.
 
+pub mod ads;
 pub mod agent;
 pub mod apiserver;
 pub mod bpf;

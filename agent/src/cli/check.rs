@@ -94,7 +94,7 @@ fn checked(files: &[PathBuf], merge_domains: bool) -> Vec<Checked> {
     let found = check(&quotas, settings);
     let is_of = |problem: &Problem, name: &str| match &problem.place {
         Place::File { file, .. } => file == name,
-        Place::BuiltIn | Place::Annotation { .. } => false,
+        Place::BuiltIn | Place::Annotation { .. } | Place::Resource { .. } => false,
     };
     let checked = |(file, text): (String, Result<String, LoadError>)| match text {
         Err(error) => Checked::unreadable(file, &error),

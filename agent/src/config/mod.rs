@@ -12,6 +12,7 @@ mod node_file;
 mod read;
 mod report;
 mod rls;
+mod xds;
 pub(crate) mod yaml;
 
 pub use self::{

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{
     fields::{Field, Fields, Notes},
+    xds,
     yaml::{Node, Value},
 };
 use crate::{
@@ -11,7 +12,8 @@ use crate::{
         FleetSettings,
         store::redis::{RedisSettings, Topology},
     },
-    rls::{Bounds, Headers, Modes, Settings, Tls, Xds},
+    quota::model::Scope,
+    rls::{Bounds, Headers, Modes, Settings, Tls},
 };
 
 const KEYS: &[&str] = &[
@@ -23,6 +25,7 @@ const KEYS: &[&str] = &[
     "debug",
     "tls",
     "quotas",
+    "xds",
     "merge-domains",
     "mode",
     "quota-mode",
@@ -42,7 +45,7 @@ const KEYS: &[&str] = &[
     "drain-delay",
 ];
 
-const LATER: &[&str] = &["xds", "statsd"];
+const LATER: &[&str] = &["statsd"];
 
 /// Reads it; `None` when anything in it is wrong. Half a service would be another service.
 pub(super) fn read(notes: &mut Notes<'_>, node: &Node) -> Option<Settings> {
@@ -58,7 +61,7 @@ pub(super) fn read(notes: &mut Notes<'_>, node: &Node) -> Option<Settings> {
         debug: reader.option("debug", loopback),
         tls: reader.option("tls", |notes, _, node| tls(notes, node)),
         quotas: reader.value("quotas", paths, Vec::new),
-        xds: reader.option("xds", |notes, _, node| xds(notes, node)),
+        xds: reader.option("xds", |notes, _, node| xds::read(notes, node)),
         store: reader.option("store", |notes, _, node| store(notes, node)),
         modes: modes(&mut reader),
         healthy_with_quotas: reader.flag("healthy-with-quotas"),
@@ -72,6 +75,11 @@ pub(super) fn read(notes: &mut Notes<'_>, node: &Node) -> Option<Settings> {
     }
     if !settings.quotas.is_empty() && settings.xds.is_some() {
         notes.error(node.at, "`rls` has both `quotas` and `xds`", "one source of quotas");
+        return None;
+    }
+    let asks_fleet = settings.xds.as_ref().is_some_and(|xds| xds.scope == Scope::Fleet);
+    if asks_fleet && settings.store.is_none() && good {
+        notes.error(node.at, "`xds` has `scope: fleet`, and there is no store", "`store` in `rls`");
         return None;
     }
     (good && !unknown).then_some(settings)
@@ -127,14 +135,14 @@ fn bounds(reader: &mut Reader<'_, '_, '_>) -> Bounds {
 }
 
 /// Reads the keys of one mapping and remembers whether all of them could be read.
-struct Reader<'r, 'a, 'n> {
-    notes: &'r mut Notes<'a>,
-    fields: Fields<'n>,
-    good: bool,
+pub(super) struct Reader<'r, 'a, 'n> {
+    pub(super) notes: &'r mut Notes<'a>,
+    pub(super) fields: Fields<'n>,
+    pub(super) good: bool,
 }
 
 impl Reader<'_, '_, '_> {
-    fn value<T>(
+    pub(super) fn value<T>(
         &mut self,
         key: &str,
         read: impl FnOnce(&mut Notes<'_>, &str, &Node) -> Option<T>,
@@ -150,7 +158,7 @@ impl Reader<'_, '_, '_> {
         }
     }
 
-    fn option<T>(
+    pub(super) fn option<T>(
         &mut self,
         key: &str,
         read: impl FnOnce(&mut Notes<'_>, &str, &Node) -> Option<T>,
@@ -204,7 +212,7 @@ fn addresses(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<Vec<Socket
     some(notes, key, node, address)
 }
 
-fn text(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<String> {
+pub(super) fn text(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<String> {
     let text = notes.text(key, node, "a text").map(|scalar| scalar.text.clone())?;
     if text.is_empty() {
         notes.error(node.at, format!("`{key}` is empty"), "a text");
@@ -217,7 +225,7 @@ fn texts(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<Vec<String>> {
     some(notes, key, node, text)
 }
 
-fn absolute_path(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<PathBuf> {
+pub(super) fn absolute_path(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<PathBuf> {
     let expected = "an absolute path";
     let path = PathBuf::from(&notes.text(key, node, expected)?.text);
     if !path.is_absolute() {
@@ -241,7 +249,7 @@ fn mode_bits(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<u32> {
     mode
 }
 
-fn number(
+pub(super) fn number(
     notes: &mut Notes<'_>,
     key: &str,
     node: &Node,
@@ -258,7 +266,7 @@ fn number(
 }
 
 /// A time of up to ten years: tokio's timers do not reach much further.
-fn duration(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<Duration> {
+pub(super) fn duration(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<Duration> {
     const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
     const LONGEST: u64 = 10 * 365 * 24 * 3_600_000;
     let expected = "a time like `500ms`, `20s`, `5m` or `24h`";
@@ -326,23 +334,6 @@ fn tls(notes: &mut Notes<'_>, node: &Node) -> Option<Tls> {
         return None;
     }
     good.then_some(Tls { cert: cert?, key: key?, client_ca, client_names })
-}
-
-fn xds(notes: &mut Notes<'_>, node: &Node) -> Option<Xds> {
-    const NAMES: &[&str] = &["server", "node", "backoff-first", "backoff-longest"];
-    let fields = notes.fields("xds", node, NAMES, &[])?;
-    let unknown = fields.has_unknown(NAMES);
-    let at = fields.at;
-    let mut reader = Reader { notes, fields, good: !unknown };
-    let server = reader.option("server", text);
-    let node = reader.value("node", text, || "default".to_owned());
-    let first = reader.value("backoff-first", duration, || Duration::from_secs(10));
-    let longest = reader.value("backoff-longest", duration, || Duration::from_secs(60));
-    let Reader { notes, good, .. } = reader;
-    if server.is_none() && good {
-        notes.error(at, "`xds` names no server", "`server: http://HOST:PORT`");
-    }
-    good.then_some(Xds { server: server?, node, backoff: (first, longest.max(first)) })
 }
 
 /// Where the counts of a fleet are kept.

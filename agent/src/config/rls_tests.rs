@@ -1,6 +1,7 @@
 use std::{path::Path, time::Duration};
 
 use super::super::{NodeFile, read as read_file};
+use crate::quota::model::Scope;
 use crate::rls::{Headers, Modes, Settings};
 
 fn problems(text: &str) -> Vec<String> {
@@ -99,4 +100,36 @@ fn a_store_is_one_server_a_cluster_or_sentinels() {
     }
     let secret = problems(&store("{redis: 'radish://u:secret@a'}"));
     assert!(!format!("{secret:?}").contains("secret"), "{secret:?}");
+}
+
+#[test]
+fn quotas_can_come_from_a_management_server() {
+    let xds = |text: &str| format!("rls:\n  listen: 127.0.0.1:8081\n  xds: {text}\n");
+    let read = settings(&xds("{server: 'eg:18001'}")).xds.unwrap();
+    let seconds = Duration::from_secs;
+    assert_eq!((read.node.as_str(), read.backoff), ("default", (seconds(10), seconds(60))));
+    let read = settings(&xds("{server: 'eg:18001', node: envoy-ratelimit, metadata: {zone: a}, \
+         headers: {authorization: Bearer secret}, backoff-longest: 1s, \
+         tls: {ca: /certs/ca.crt, cert: /certs/tls.crt, key: /certs/tls.key, name: envoy-gateway}}"));
+    let read = read.xds.unwrap();
+    let tls = read.tls.as_ref().unwrap();
+    assert_eq!((tls.own.is_some(), tls.name.as_deref()), (true, Some("envoy-gateway")));
+    assert_eq!((read.metadata.len(), read.headers.len()), (1, 1));
+    assert_eq!(read.backoff, (seconds(10), seconds(10)));
+    assert!(!format!("{read:?}").contains("secret"), "{read:?}");
+    for (wrong, expected) in [
+        ("{}", "`xds` names no server"),
+        ("{server: eg}", "`eg` is no server; expected HOST:PORT"),
+        ("{server: 'http://eg:1'}", "is no server"),
+        ("{server: 'eg:1', headers: {X-A: b}}", "cannot be a header"),
+        ("{server: 'eg:1', tls: {cert: /c}}", "expected `ca`"),
+        ("{server: 'eg:1', tls: {ca: /c, key: /k}}", "expected both of `cert` and `key`"),
+        ("{server: 'eg:1', scope: fleet}", "there is no store"),
+        ("{server: 'eg:1'}\n  quotas: /q", "one source of quotas"),
+    ] {
+        let found = problems(&xds(wrong));
+        assert!(found.iter().any(|problem| problem.contains(expected)), "{wrong}: {found:?}");
+    }
+    let both = "{server: 'eg:1', scope: fleet}\n  store: {redis: 'redis://a'}";
+    assert_eq!(settings(&xds(both)).xds.unwrap().scope, Scope::Fleet);
 }

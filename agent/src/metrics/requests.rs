@@ -170,6 +170,13 @@ impl Requests {
             "Counts of quotas that can live at once.",
             rls.live_counts_capacity,
         )?;
+        if let Some(xds) = &rls.xds {
+            page.gauge(
+                "weir_rls_xds_connected",
+                "1 while there is a connection to the server that sends quotas.",
+                u64::from(xds.connected),
+            )?;
+        }
         match &rls.fleet {
             Some(fleet) => self::fleet(page, fleet),
             None => Ok(()),

@@ -28,6 +28,13 @@ pub enum Place {
         /// The whole key.
         key: String,
     },
+    /// In a resource that a management server sent.
+    Resource {
+        /// The resource's name.
+        name: String,
+        /// The part of it, like `domain.key_value`.
+        part: String,
+    },
 }
 
 impl Place {
@@ -50,6 +57,7 @@ impl fmt::Display for Place {
             Self::BuiltIn => f.write_str("built in"),
             Self::File { file, line, column } => write!(f, "{file}:{line}:{column}"),
             Self::Annotation { object, key } => write!(f, "{object}, annotation {key}"),
+            Self::Resource { name, part } => write!(f, "xDS resource {name}, {part}"),
         }
     }
 }

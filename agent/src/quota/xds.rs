@@ -1,27 +1,66 @@
 //! The configuration as xDS resources (`ratelimit.config.ratelimit.v3.RateLimitConfig`), as Envoy
 //! Gateway sends it.
 
-use envoy_types::pb::ratelimit::config::ratelimit::v3::{
-    RateLimitConfig, RateLimitDescriptor, RateLimitPolicy,
+use envoy_types::pb::{
+    google::protobuf::Any,
+    ratelimit::config::ratelimit::v3::{RateLimitConfig, RateLimitDescriptor, RateLimitPolicy},
 };
+use prost::{Message as _, Name as _};
 
 use super::{
-    model::{Access, Amount, Configuration, Descriptor, Domain, Limit, Own},
+    model::{Access, Amount, Configuration, Descriptor, Domain, Limit, Own, Scope},
     unit::Unit,
 };
 use crate::policy::{Place, Problem};
 
-/// Reads resources. The original's rules for files hold here too; `value_to_metric` and
-/// `share_threshold` cannot be said.
-pub fn read(resources: &[RateLimitConfig]) -> Result<Configuration, Vec<Problem>> {
+/// The type of the resources.
+pub fn type_url() -> String {
+    RateLimitConfig::type_url()
+}
+
+/// Takes resources out of their wrapping.
+pub fn decode(resources: &[Any]) -> Result<Vec<RateLimitConfig>, Vec<Problem>> {
     let mut problems = Vec::new();
-    let domains = resources.iter().map(|resource| domain(resource, &mut problems)).collect();
+    let mut read = Vec::new();
+    for (resource, number) in resources.iter().zip(1..) {
+        let mut error = |what: String| {
+            let place = Place::Resource { name: format!("number {number}"), part: "all".into() };
+            problems.push(Problem::error(place, what, type_url()));
+        };
+        if resource.type_url != type_url() {
+            error(format!("its type is `{}`", resource.type_url));
+            continue;
+        }
+        match RateLimitConfig::decode(&*resource.value) {
+            Ok(config) => read.push(config),
+            Err(cause) => error(format!("it cannot be decoded: {cause}")),
+        }
+    }
+    if problems.is_empty() { Ok(read) } else { Err(problems) }
+}
+
+/// Reads resources, whose limits count for the node or the fleet. The original's rules for files
+/// hold here too; `value_to_metric` and `share_threshold` cannot be said.
+pub fn read(resources: &[RateLimitConfig], scope: Scope) -> Result<Configuration, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut domains: Vec<_> =
+        resources.iter().map(|resource| domain(resource, &mut problems)).collect();
+    for descriptor in domains.iter_mut().flat_map(|domain| &mut domain.descriptors) {
+        share(descriptor, scope);
+    }
     if problems.is_empty() { Ok(Configuration { domains }) } else { Err(problems) }
+}
+
+fn share(descriptor: &mut Descriptor, scope: Scope) {
+    descriptor.own.scope = scope;
+    for below in &mut descriptor.descriptors {
+        share(below, scope);
+    }
 }
 
 /// A resource has no lines; it is told by its name and path.
 fn place(resource: &RateLimitConfig, path: &str) -> Place {
-    Place::Annotation { object: format!("xDS resource {}", resource.name), key: path.to_owned() }
+    Place::Resource { name: resource.name.clone(), part: path.to_owned() }
 }
 
 fn domain(resource: &RateLimitConfig, problems: &mut Vec<Problem>) -> Domain {

@@ -35,7 +35,7 @@ pub(super) async fn converse<I>(
         .keep_alive_interval(bounds.keep_alive)
         .keep_alive_timeout(bounds.keep_alive_timeout);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(io), services));
-    let mut old = pin!(sleep(jittered(bounds.max_age)));
+    let mut old = pin!(sleep(jittered(bounds.max_age, 0.1)));
     let (mut is_old, mut is_draining) = (false, false);
     let mut deadline: Option<Instant> = None;
     loop {
@@ -83,13 +83,13 @@ pub(super) async fn drained(drain: &mut watch::Receiver<bool>) {
     let _ = drain.wait_for(|stop| *stop).await;
 }
 
-/// Up to a tenth more or less, so that connections that began together do not end together.
-fn jittered(age: Duration) -> Duration {
+/// Up to this share more or less, so that what began together does not end together.
+pub(super) fn jittered(time: Duration, share: f64) -> Duration {
     let mut bytes = [0; 4];
     // Without randomness there is no jitter, and no harm.
-    let share = match getrandom::fill(&mut bytes) {
+    let random = match getrandom::fill(&mut bytes) {
         Ok(()) => f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX),
         Err(_) => 0.5,
     };
-    age.mul_f64(0.9 + share * 0.2)
+    time.mul_f64(1.0 - share + random * 2.0 * share)
 }

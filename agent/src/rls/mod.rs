@@ -21,6 +21,7 @@ mod settings;
 mod state;
 mod tls;
 pub mod view;
+mod xds;
 
 use crate::app::memory;
 
@@ -30,7 +31,7 @@ pub use self::{
     listen::ListenError,
     running::Running,
     server::{Health, Server, StartError},
-    settings::{Bounds, Headers, Modes, Settings, Tls, Xds},
+    settings::{Bounds, Headers, Modes, Settings, Tls, Xds, XdsTls},
     state::{Loaded, State},
     tls::TlsError,
 };

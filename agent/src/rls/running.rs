@@ -19,6 +19,7 @@ use super::{
     settings::Settings,
     state::State,
     tls::Certificates,
+    xds,
 };
 use crate::admin::{self, Peer, converse_with};
 
@@ -50,7 +51,8 @@ impl Running {
         let message = settings.bounds.message;
         let state = Arc::new(State::new(settings, workloads, memory));
         let seen = state.files().stamp();
-        load(&state).await;
+        let source = state.settings().xds.clone();
+        load(&state, if source.is_some() { State::recall } else { State::load }).await;
         let server = Server::start(Arc::clone(&state)).await?;
         let (drain, drained) = watch::channel(false);
         let mut tasks = JoinSet::new();
@@ -62,6 +64,9 @@ impl Running {
         }
         if let Some(listener) = debug {
             tasks.spawn(serve(listener, http::debug(Arc::clone(&state)), drained.clone()));
+        }
+        if let Some(source) = source {
+            tasks.spawn(xds::follow(Arc::clone(&state), source, server.health(), drained.clone()));
         }
         let certificates = server.certificates();
         let watched = (server.health(), certificates);
@@ -112,9 +117,9 @@ impl Running {
     }
 }
 
-async fn load(state: &Arc<State>) {
+async fn load(state: &Arc<State>, load: fn(&State)) {
     let state = Arc::clone(state);
-    if tokio::task::spawn_blocking(move || state.load()).await.is_err() {
+    if tokio::task::spawn_blocking(move || load(&state)).await.is_err() {
         error!("reading quotas broke: this is a bug; what held before holds");
     }
 }
@@ -140,7 +145,7 @@ async fn watch_files(
         if now != seen {
             // What changes while it is read is read again.
             seen = now;
-            load(&state).await;
+            load(&state, State::load).await;
             health.set(state.is_healthy()).await;
         }
     }

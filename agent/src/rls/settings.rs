@@ -1,8 +1,8 @@
 //! What the node file's `rls:` says, with its defaults.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::fleet::FleetSettings;
+use crate::{fleet::FleetSettings, quota::model::Scope};
 
 /// How the rate limit service is offered, and from which files it answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,15 +130,50 @@ pub struct Tls {
     pub client_names: Vec<String>,
 }
 
-/// A management server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A management server that sends quotas.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Xds {
-    /// Its address, as `http://HOST:PORT`.
+    /// Its address, as `HOST:PORT`.
     pub server: String,
     /// Who we are to it.
     pub node: String,
+    /// What else it is told of us.
+    pub metadata: Vec<(String, String)>,
+    /// Headers of each stream; they may hold secrets.
+    pub headers: Vec<(String, String)>,
+    /// How the connection is encrypted, if it is.
+    pub tls: Option<XdsTls>,
+    /// Who shares the counts of its limits: the node, or the fleet.
+    pub scope: Scope,
     /// The wait before it is asked again, first and longest.
     pub backoff: (Duration, Duration),
+    /// Bytes of a response.
+    pub message: usize,
+}
+
+impl fmt::Debug for Xds {
+    /// Without the headers' values.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let headers: Vec<_> = self.headers.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Xds")
+            .field("server", &self.server)
+            .field("node", &self.node)
+            .field("headers", &headers)
+            .field("tls", &self.tls)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Certificates for the connection to a management server, in PEM files that are read for each
+/// connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XdsTls {
+    /// Whose certificates the server may have.
+    pub ca: PathBuf,
+    /// Our own certificate and its key.
+    pub own: Option<(PathBuf, PathBuf)>,
+    /// The name that its certificate must have; that of its address without it.
+    pub name: Option<String>,
 }
 
 /// What clients may take.

@@ -8,6 +8,8 @@ use std::{
     },
 };
 
+use envoy_types::pb::google::protobuf::Any;
+use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
 use super::{
@@ -21,7 +23,7 @@ use super::{
 use crate::{
     clock::Clock,
     fleet::{Fleet, FleetSettings},
-    quota::{self, HeaderNames, Now, Quotas, Series, config, series::Counter},
+    quota::{self, HeaderNames, Now, Quotas, Series, config, series::Counter, xds},
 };
 
 /// Everything but sockets.
@@ -39,7 +41,35 @@ pub struct State {
     /// Where the last good configuration is kept for the next start.
     memory: PathBuf,
     loaded: Mutex<Loaded>,
+    server: Mutex<Option<view::Xds>>,
     draining: AtomicBool,
+}
+
+/// A configuration as it came.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Given {
+    Files(Texts),
+    Resources(Vec<Resource>),
+}
+
+/// An xDS resource.
+#[derive(Debug, Serialize, Deserialize)]
+struct Resource {
+    type_url: String,
+    value: Vec<u8>,
+}
+
+impl From<&Any> for Resource {
+    fn from(any: &Any) -> Self {
+        Self { type_url: any.type_url.clone(), value: any.value.clone() }
+    }
+}
+
+impl From<&Resource> for Any {
+    fn from(resource: &Resource) -> Self {
+        Self { type_url: resource.type_url.clone(), value: resource.value.clone() }
+    }
 }
 
 /// The configuration that holds.
@@ -60,6 +90,10 @@ impl State {
         if let Some(fleet) = &fleet {
             quotas.set_store(Arc::clone(fleet) as Arc<dyn quota::store::Store>);
         }
+        let server = settings
+            .xds
+            .as_ref()
+            .map(|xds| view::Xds { server: xds.server.clone(), ..view::Xds::default() });
         Self {
             answers: Answers::new(Arc::clone(&quotas), clock),
             quotas,
@@ -69,6 +103,7 @@ impl State {
             clock,
             memory,
             loaded: Mutex::default(),
+            server: Mutex::new(server),
             draining: AtomicBool::new(false),
         }
     }
@@ -84,6 +119,10 @@ impl State {
 
     /// Whether health checks are to pass.
     pub fn is_healthy(&self) -> bool {
+        // The original does not even listen before its first configuration.
+        if self.settings.xds.is_some() && !self.quotas.is_loaded() {
+            return false;
+        }
         let known = !self.settings.healthy_with_quotas
             || self.quotas.rules().is_some_and(|rules| rules.domain_names().next().is_some());
         known && !self.draining.load(Ordering::Relaxed)
@@ -96,6 +135,12 @@ impl State {
     /// What holds, and what is wrong with what does not.
     pub fn loaded(&self) -> Loaded {
         self.lock().clone()
+    }
+
+    /// Notes what is known of the management server.
+    pub(super) fn note_server(&self, note: impl FnOnce(&mut view::Xds)) {
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        server.as_mut().map(note);
     }
 
     fn lock(&self) -> MutexGuard<'_, Loaded> {
@@ -164,6 +209,7 @@ impl State {
             series: self.quotas.series().into_iter().map(series).collect(),
             live_counts: fill.live as u64,
             live_counts_capacity: fill.ways as u64,
+            xds: self.server.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             fleet: self.fleet.as_ref().map(|fleet| fleet.figures().into()),
         }
     }
@@ -172,13 +218,25 @@ impl State {
         Files(self.settings.quotas.clone())
     }
 
+    /// Makes resources hold that a management server sent; what is wrong with them, if they cannot.
+    pub(super) fn take(&self, resources: &[Any]) -> Result<(), Vec<String>> {
+        let resources = resources.iter().map(Resource::from).collect();
+        let given = Given::Resources(resources);
+        if !self.hold(&given) {
+            return Err(self.loaded().problems);
+        }
+        self.remember(&given);
+        Ok(())
+    }
+
     /// Reads the files and makes them hold. What cannot be understood changes nothing; at the first
     /// start, what held before this process holds.
     pub(super) fn load(&self) {
         match self.files().read() {
             Ok(texts) => {
-                if self.hold(&texts) {
-                    self.remember(&texts);
+                let given = Given::Files(texts);
+                if self.hold(&given) {
+                    self.remember(&given);
                 }
             }
             Err(error) => {
@@ -192,8 +250,9 @@ impl State {
     }
 
     /// Makes a configuration hold, or says why not.
-    fn hold(&self, texts: &Texts) -> bool {
-        let applied = self.understand(texts).and_then(|configuration| {
+    fn hold(&self, given: &Given) -> bool {
+        let understood = self.understand(given).inspect_err(|_| self.quotas.note_unreadable());
+        let applied = understood.and_then(|configuration| {
             let settings =
                 quota::Settings { store: self.fleet.is_some(), ..modes(&self.settings.modes) };
             self.quotas.apply(&configuration, settings)
@@ -202,8 +261,15 @@ impl State {
             Ok(()) => {
                 let at = self.clock.realtime_ns() as f64 / 1e9;
                 *self.lock() = Loaded { at, problems: Vec::new() };
-                let files: Vec<_> = texts.files.iter().map(|(name, _)| name).collect();
-                info!(?files, "quotas hold");
+                match given {
+                    Given::Files(texts) => {
+                        let files: Vec<_> = texts.files.iter().map(|(name, _)| name).collect();
+                        info!(?files, "quotas hold");
+                    }
+                    Given::Resources(resources) => {
+                        info!(resources = resources.len(), "quotas hold that were sent by xDS");
+                    }
+                }
                 true
             }
             Err(problems) => {
@@ -215,14 +281,23 @@ impl State {
 
     fn understand(
         &self,
-        texts: &Texts,
+        given: &Given,
     ) -> Result<quota::Configuration, Vec<crate::policy::Problem>> {
-        let source = |(file, text): &(String, String)| config::Source {
-            file: file.clone(),
-            text: text.clone(),
-        };
-        let sources: Vec<_> = texts.files.iter().map(source).collect();
-        config::read(&sources).inspect_err(|_| self.quotas.note_unreadable())
+        match given {
+            Given::Files(texts) => {
+                let source = |(file, text): &(String, String)| config::Source {
+                    file: file.clone(),
+                    text: text.clone(),
+                };
+                let sources: Vec<_> = texts.files.iter().map(source).collect();
+                config::read(&sources)
+            }
+            Given::Resources(resources) => {
+                let resources: Vec<_> = resources.iter().map(Any::from).collect();
+                let scope = self.settings.xds.as_ref().map(|xds| xds.scope);
+                xds::read(&xds::decode(&resources)?, scope.unwrap_or_default())
+            }
+        }
     }
 
     fn refuse(&self, problems: Vec<String>) {
@@ -232,17 +307,18 @@ impl State {
         self.lock().problems = problems;
     }
 
-    fn remember(&self, texts: &Texts) {
-        if let Err(problem) = memory::store(&self.memory, texts) {
+    fn remember(&self, given: &Given) {
+        if let Err(problem) = memory::store(&self.memory, given) {
             warn!(path = %self.memory.display(), error = %problem, "the last good quotas were not kept for the next start");
         }
     }
 
-    fn recall(&self) {
+    /// Makes hold what held before this start.
+    pub(super) fn recall(&self) {
         let problems = self.loaded().problems;
-        match memory::load::<Texts>(&self.memory) {
-            Ok(Some(texts)) => {
-                if self.hold(&texts) {
+        match memory::load::<Given>(&self.memory) {
+            Ok(Some(given)) => {
+                if self.hold(&given) {
                     warn!("the quotas of before this start hold");
                     self.lock().problems = problems;
                 }
@@ -291,7 +367,8 @@ fn modes(modes: &Modes) -> quota::Settings {
     }
 }
 
-fn explain(error: &dyn std::error::Error) -> String {
+/// An error and its causes.
+pub(super) fn explain(error: &dyn std::error::Error) -> String {
     match error.source() {
         None => error.to_string(),
         Some(cause) => format!("{error}: {}", explain(cause)),

@@ -34,8 +34,24 @@ pub struct Rls {
     pub live_counts: u64,
     /// See `live_counts`.
     pub live_counts_capacity: u64,
+    /// Who sends the quotas, if somebody does.
+    pub xds: Option<Xds>,
     /// Quotas of the fleet, if there is a store.
     pub fleet: Option<Fleet>,
+}
+
+/// A management server that sends quotas.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Xds {
+    /// Its address.
+    pub server: String,
+    /// Whether there is a connection to it.
+    pub connected: bool,
+    /// Its name for what was taken last; empty before the first.
+    pub version: String,
+    /// Why the last connection ended, if there is none.
+    pub error: Option<String>,
 }
 
 /// How the fleet's quotas do.
