@@ -14,8 +14,8 @@ use model::Verdict;
 use proptest::{prelude::*, sample::select};
 use weir_common::{
     breaker::{
-        Admission, Edge, Params, Phase, View, abandoned, admit, failed, failed_after_success,
-        forget, peek, read, succeeded,
+        Admission, Edge, Params, Phase, View, abandoned, admit, failed, failed_after_success, open,
+        peek, read, succeeded,
     },
     way::LINE,
     word::{TRIES, Word},
@@ -176,7 +176,7 @@ enum Op {
     Abandoned(usize),
     FailedAfterSuccess(usize),
     Wait(Wait),
-    Forget,
+    BeTold,
 }
 
 fn operations() -> impl Strategy<Value = Op> {
@@ -188,7 +188,7 @@ fn operations() -> impl Strategy<Value = Op> {
         2 => any::<usize>().prop_map(Op::FailedAfterSuccess),
         12 => waits().prop_map(Op::Wait),
         // Phases come and go within the 256 that an epoch tells apart.
-        1 => Just(Op::Forget),
+        1 => Just(Op::BeTold),
     ]
 }
 
@@ -257,9 +257,9 @@ fn run(pair: &mut Pair, ops: &[Op]) {
                 let _ = pair.fail_after_success(which);
             }
             Op::Wait(ref wait) => pair.now_ns = wait.end(pair),
-            Op::Forget => {
-                let expected = pair.model.forget(pair.now_ns);
-                assert_eq!(forget(&pair.line, pair.now_ns), expected);
+            Op::BeTold => {
+                let expected = pair.model.be_told(pair.now_ns);
+                assert_eq!(open(&pair.line, &pair.params, pair.now_ns), expected);
             }
         }
         pair.view();

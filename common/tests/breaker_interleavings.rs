@@ -10,8 +10,8 @@ use schedule::{SharedLine, explore, explore_some, together};
 use shuttle::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use weir_common::{
     breaker::{
-        Admission, Edge, Params, Phase, abandoned, admit, failed, failed_after_success, forget,
-        read, succeeded,
+        Admission, Edge, Params, Phase, abandoned, admit, failed, failed_after_success, open, read,
+        succeeded,
     },
     way::{LINE, Line},
     word::Word,
@@ -394,24 +394,25 @@ fn a_success_and_a_failure_that_race_leave_a_breaker_that_still_counts() {
 }
 
 #[test]
-fn an_operator_and_a_trip_tell_one_story() {
+fn who_is_told_and_trips_opens_once() {
     explore(|| {
         let line = line();
         for _ in 0..2 {
             let _ = admitted(&line, &PARAMS, NOW);
         }
-        let edges = together([0, 1, 2], {
+        let opened = together([0, 1, 2], {
             let line = Arc::clone(&line);
             move |who| match who {
-                0 => forget(&*line, NOW),
-                _ => failed(&*line, &PARAMS, 0, NOW, NOW),
+                0 => (open(&*line, &PARAMS, NOW), false),
+                _ => (false, failed(&*line, &PARAMS, 0, NOW, NOW) == Edge::Tripped),
             }
         });
         let view = read(&*line, &PARAMS, NOW);
-        let tripped = count(&edges, Edge::Tripped);
-        assert_eq!(view.phase, Phase::Closed);
-        assert_eq!(count(&edges, Edge::Closed), tripped);
-        assert_eq!((view.consecutive, view.failed, view.ejections), (0, 0, 0));
+        let (told, tripped) = opened.iter().fold((0, 0), |(told, tripped), it| {
+            (told + u32::from(it.0), tripped + u32::from(it.1))
+        });
+        assert_eq!(told + tripped, 1);
+        assert_eq!((view.phase, view.told, view.ejections), (Phase::Open, told == 1, 1));
         assert_eq!((4..LINE).map(|index| line.word(index).load()).sum::<u64>(), 0);
     });
 }

@@ -56,6 +56,8 @@ mod breakers;
 mod calls;
 #[path = "netns/connections.rs"]
 mod connections;
+#[path = "netns/evidence.rs"]
+mod evidence;
 #[path = "netns/files.rs"]
 mod files;
 #[path = "netns/handover.rs"]

@@ -200,6 +200,10 @@ pub struct BreakerStatus {
     pub state: String,
     /// How long it stays open, in seconds.
     pub open_seconds: f64,
+    /// It is open because of what other workloads found.
+    pub told: bool,
+    /// How often such a thing opened it since the agent began.
+    pub told_total: u64,
     /// Failures in a row, while it is closed.
     pub consecutive: u64,
     /// Ejections in a row that are not forgotten.
@@ -226,6 +230,8 @@ impl From<breaker::View> for BreakerStatus {
         Self {
             state: state.to_owned(),
             open_seconds: view.remaining_ns as f64 / 1e9,
+            told: view.told,
+            told_total: 0,
             consecutive: view.consecutive,
             ejections: view.ejections,
             probes_out: view.probes_out,

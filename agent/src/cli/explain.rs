@@ -253,6 +253,10 @@ fn state(limit: &LimitStatus) -> String {
 fn where_it_is(breaker: &BreakerStatus) -> String {
     let times = count(breaker.ejections, "time in a row", "times in a row");
     match breaker.state.as_str() {
+        "open" if breaker.told => {
+            let left = breaker.open_seconds;
+            format!("open for {left:.1} s more, because two other workloads' breakers tripped")
+        }
         "open" => format!("open for {:.1} s more, {times}", breaker.open_seconds),
         "half-open" => format!(
             "half-open, {} out and {} succeeded",

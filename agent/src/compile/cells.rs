@@ -5,7 +5,6 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use weir_common::{
-    breaker,
     debt::{self, Tariff},
     gcra::{self, Params},
     load::Bounds,
@@ -15,7 +14,7 @@ use weir_common::{
 
 use super::tables::LineRef;
 use crate::{
-    policy::{Bandwidth, Breaker, Bucket, Period},
+    policy::{Bandwidth, Breaker, Bucket},
     quota::{
         engine::{Engine, Meter},
         shared::Named,
@@ -38,7 +37,7 @@ impl Identity {
     }
 
     /// The identity of the cell behind a line. Lines without a port are one cell in all blocks.
-    pub(super) fn cell(workload: &str, line: &LineRef) -> Self {
+    pub fn cell(workload: &str, line: &LineRef) -> Self {
         match line {
             LineRef::Limit(slot) => {
                 let port = slot.port.map(|port| port.to_string()).unwrap_or_default();
@@ -155,20 +154,7 @@ impl Cell {
 
     /// The cell of a breaker.
     pub(super) fn breaker(breaker: &Breaker, line: LineRef) -> Self {
-        // The bounds of `policy` keep every time within 32 bits of milliseconds.
-        let millis = |time: Period| u32::try_from(time.millis()).unwrap_or(u32::MAX);
-        let ratio = breaker.error_ratio;
-        let [cost, burst, step] = breaker::Params {
-            timeout_ms: millis(breaker.connect_timeout),
-            ejection_ms: millis(breaker.ejection),
-            max_ejection_ms: millis(breaker.max_ejection),
-            interval_ms: millis(breaker.interval),
-            errors: breaker.errors.map_or(0, |errors| errors.get().into()),
-            error_ratio: ratio.map_or(0, |ratio| ratio.percent.get().into()),
-            min_volume: ratio.map_or(1, |ratio| ratio.min_volume.get().into()),
-            probes: breaker.probes.map_or(0, |probes| probes.get().into()),
-        }
-        .pack();
+        let [cost, burst, step] = breaker.params().pack();
         Self { kind: CellKind::Breaker, params: Params { cost, burst, step }, line }
     }
 
@@ -238,7 +224,7 @@ mod tests {
     use weir_common::gcra::Refill;
 
     use super::{super::tables::LoadRef, *};
-    use crate::policy::{LimitKind, Rate, ServiceName, Slot, To, parse_bucket, parse_cidr};
+    use crate::policy::{LimitKind, Period, Rate, ServiceName, Slot, To, parse_bucket, parse_cidr};
 
     fn slot(kind: LimitKind) -> Slot {
         Slot { kind, port: None, to: None, beside: false }

@@ -369,6 +369,11 @@ impl Maps {
         (first..first + CELL_WORDS).filter_map(|word| self.cells.word(word))
     }
 
+    /// The same as a line.
+    pub(super) fn cell_line(&self, index: u32) -> Option<[&AtomicU64; way::LINE]> {
+        self.cell_words(index).collect::<Vec<_>>().try_into().ok()
+    }
+
     /// The first word of a cell, for as long as somebody needs it.
     pub(super) fn shared_cell(&self, index: u32) -> SharedCell {
         SharedCell { cells: Arc::clone(&self.cells), word: index as usize * CELL_WORDS }

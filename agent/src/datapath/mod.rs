@@ -21,9 +21,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
+    sync::atomic::Ordering,
 };
 
-use weir_common::layout::LAYOUT;
+use weir_common::{breaker, layout::LAYOUT};
 
 use self::{
     attach::Links, cells::Cells, connect::Hooks, layouts::Others, maps::Writers, object::Programs,
@@ -204,6 +205,19 @@ impl Datapath {
     /// The state of a limit's cell now.
     pub fn cell(&self, limit: Identity) -> Option<CellView> {
         self.cells.view(limit, &self.maps, &self.clock)
+    }
+
+    /// Opens a breaker that is closed, for its first ejection, because of what others learned; whether
+    /// it did.
+    pub fn open_breaker(&self, limit: Identity, params: &breaker::Params) -> bool {
+        let index = self.cells.index(limit);
+        let line = index.and_then(|index| self.maps.cell_line(index));
+        let Some(line) = line else { return false };
+        // As the kernel does it: who looks at the breaker finds by what it was opened.
+        for (word, param) in line.iter().skip(breaker::WORDS).zip(params.pack()) {
+            word.store(param, Ordering::Relaxed);
+        }
+        breaker::open(&line, params, self.clock.monotonic_ns())
     }
 
     /// The word of a limit's cell, to be spent from.

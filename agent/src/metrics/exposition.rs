@@ -242,6 +242,11 @@ impl Exposition {
                 })
             }),
         )?;
+        page.counters(
+            "weir_breaker_told",
+            "How often this agent opened a breaker because two other workloads' had tripped.",
+            self.some_limits(|limit| limit.breaker.as_ref().map(|breaker| breaker.told_total)),
+        )?;
         page.gauges(
             "weir_limit_connections",
             "Connections that are open now, of those that a limit counts; handshakes among them.",

@@ -6,6 +6,7 @@
 use std::{fmt, num::NonZeroU16};
 
 use serde::{Serialize, Serializer};
+use weir_common::breaker::Params;
 
 use super::{
     fault::{Fault, ValueError},
@@ -54,9 +55,38 @@ pub struct Breaker {
     pub min_health: Option<NonZeroU16>,
     /// Of a service's endpoints, so many in a hundred may be ejected at once.
     pub max_ejected: Option<NonZeroU16>,
+    /// Whose failures open it.
+    pub scope: Scope,
+}
+
+/// Whose failures open a breaker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// The workload's own.
+    #[default]
+    Workload,
+    /// Those of any two workloads of the node, too.
+    Node,
 }
 
 impl Breaker {
+    /// As the kernel knows it.
+    pub fn params(&self) -> Params {
+        // The bounds here keep every time within 32 bits of milliseconds.
+        let millis = |time: Period| u32::try_from(time.millis()).unwrap_or(u32::MAX);
+        let ratio = self.error_ratio;
+        Params {
+            timeout_ms: millis(self.connect_timeout),
+            ejection_ms: millis(self.ejection),
+            max_ejection_ms: millis(self.max_ejection),
+            interval_ms: millis(self.interval),
+            errors: self.errors.map_or(0, |errors| errors.get().into()),
+            error_ratio: ratio.map_or(0, |ratio| ratio.percent.get().into()),
+            min_volume: ratio.map_or(1, |ratio| ratio.min_volume.get().into()),
+            probes: self.probes.map_or(0, |probes| probes.get().into()),
+        }
+    }
+
     /// Of so many endpoints of a service, how many may be ejected at once: one always; `None` for all.
     pub fn ejectable(&self, endpoints: usize) -> Option<usize> {
         let spared = self.min_health.map(|percent| 100 - percent.get().min(100));
@@ -115,6 +145,9 @@ impl fmt::Display for Breaker {
         if self.http1 {
             words.push("http1=on".to_owned());
         }
+        if self.scope == Scope::Node {
+            words.push("scope=node".to_owned());
+        }
         let bounds = [("min-health", self.min_health), ("max-ejected", self.max_ejected)];
         words.extend(
             bounds
@@ -149,10 +182,11 @@ pub(super) struct Written<'a> {
     http1: Setting<'a, bool>,
     min_health: Setting<'a, NonZeroU16>,
     max_ejected: Setting<'a, NonZeroU16>,
+    scope: Setting<'a, Scope>,
 }
 
 /// The settings of a breaker, as they start.
-pub(super) const OPTIONS: [&str; 12] = [
+pub(super) const OPTIONS: [&str; 13] = [
     "errors=",
     "error-ratio=",
     "min-volume=",
@@ -165,10 +199,11 @@ pub(super) const OPTIONS: [&str; 12] = [
     "http1=",
     "min-health=",
     "max-ejected=",
+    "scope=",
 ];
 
-/// Those of them that are about the endpoints of a service.
-pub(super) const OF_SERVICES: [&str; 2] = ["min-health=", "max-ejected="];
+/// Those of them that are about destinations.
+pub(super) const OUTBOUND: [&str; 3] = ["min-health=", "max-ejected=", "scope="];
 
 impl<'a> Written<'a> {
     /// Takes a setting in; `word` is all of it. Only for names of [`OPTIONS`].
@@ -194,6 +229,7 @@ impl<'a> Written<'a> {
             "half-open" => put(&mut self.half_open, word, || switch(value)),
             "min-health" => put(&mut self.min_health, word, || percent(name, value, word, 99)),
             "max-ejected" => put(&mut self.max_ejected, word, || percent(name, value, word, 100)),
+            "scope" => put(&mut self.scope, word, || scope(value)),
             _ => put(&mut self.http1, word, || switch(value)),
         }
     }
@@ -202,6 +238,11 @@ impl<'a> Written<'a> {
     pub(super) fn of_service(&self) -> Option<Part<'a>> {
         let settings = [self.min_health, self.max_ejected];
         settings.into_iter().flatten().map(|(_, word)| word).next()
+    }
+
+    /// The setting by which other workloads' failures open it: both must mean the same destination.
+    pub(super) fn shared(&self) -> Option<Part<'a>> {
+        self.scope.filter(|(scope, _)| *scope == Scope::Node).map(|(_, word)| word)
     }
 
     /// The breaker, if its settings agree.
@@ -259,6 +300,7 @@ impl<'a> Written<'a> {
             http1: self.http1.is_some_and(|(on, _)| on),
             min_health: self.min_health.map(|(it, _)| it),
             max_ejected: self.max_ejected.map(|(it, _)| it),
+            scope: self.scope.map_or(Scope::Workload, |(it, _)| it),
         })
     }
 }
@@ -316,6 +358,14 @@ fn switch(value: Part<'_>) -> Result<bool, ValueError> {
         "on" => Ok(true),
         "off" => Ok(false),
         _ => Err(value.fault(Fault::NotOneOf { words: &["on", "off"], meant: None })),
+    }
+}
+
+fn scope(value: Part<'_>) -> Result<Scope, ValueError> {
+    match value.text {
+        "workload" => Ok(Scope::Workload),
+        "node" => Ok(Scope::Node),
+        _ => Err(value.fault(Fault::NotOneOf { words: &["workload", "node"], meant: None })),
     }
 }
 

@@ -55,7 +55,8 @@ fn settings_stand_in_any_order_and_shadow_last() {
 
 #[test]
 fn outbound_breakers_are_a_list_by_destination() {
-    let value = "errors=5 to=10.0.0.0/8; errors=2 ejection=1s to=10.0.0.7 shadow; errors=9";
+    let value =
+        "errors=5 to=10.0.0.0/8; errors=2 ejection=1s scope=node to=10.0.0.7 shadow; errors=9";
     assert_eq!(read("outbound-breaker.443", value).unwrap().to_string(), value);
     let told = told("errors=5 to=10.0.0.7");
     assert!(told.contains("it only with `outbound-breaker`"), "{told}");
@@ -157,8 +158,6 @@ fn contradictions_name_the_setting_and_what_was_expected() {
     }
     let slip = told("errors=5 ejecton=30s");
     assert!(slip.ends_with("; did you mean `ejection=`?"), "{slip}");
-    let later = told("errors=5 scope=node");
-    assert!(later.starts_with("this option is not supported by this version"), "{later}");
     let foreign = told("errors=5 burst=3");
     assert!(foreign.contains("it only with `connections`"), "{foreign}");
 }
@@ -227,6 +226,7 @@ proptest! {
             http1,
             min_health: None,
             max_ejected: None,
+            scope: Scope::Workload,
         };
         let printed = breaker.to_string();
         match read("breaker", &printed) {
@@ -250,6 +250,8 @@ fn bounds_on_endpoints_are_for_services_and_must_agree() {
             "errors=5 min-health=80% max-ejected=50% to=service/db",
             "only one of the two, or both so that they make 100%",
         ),
+        ("errors=5 scope=node", "it beside to=CIDR or to=service/NAME"),
+        ("errors=5 scope=fleet to=10.0.0.1", "`workload` or `node`"),
         ("errors=5 to=service/", "service/NAME, with a name of up to 31 of a-z, 0-9 and `-`"),
         ("errors=5 to=service/Db", "service/NAME, with a name of up to 31 of a-z, 0-9 and `-`"),
     ] {

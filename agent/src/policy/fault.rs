@@ -158,15 +158,12 @@ pub enum Fault {
     /// A bound on the endpoints of a service, without a service.
     #[error("only a service has endpoints of which some must stay")]
     BoundWithoutService,
+    /// Evidence of other workloads about anything at all.
+    #[error("workloads share what they learn of a destination only")]
+    SharedWithoutDestination,
     /// Not the name of a service.
     #[error("this cannot be the name of a service")]
     NotAService,
-    /// An option that a later version will know.
-    #[error("this option is not supported by this version")]
-    OptionNotYet {
-        /// The options that are.
-        takes: &'static str,
-    },
     /// An option or word nobody knows.
     #[error("this option is unknown")]
     UnknownOption {
@@ -298,10 +295,10 @@ impl Fault {
                 "only one of the two, or both so that they make 100%".to_owned()
             }
             Self::BoundWithoutService => "it beside to=service/NAME".to_owned(),
+            Self::SharedWithoutDestination => "it beside to=CIDR or to=service/NAME".to_owned(),
             Self::NotAService => {
                 "service/NAME, with a name of up to 31 of a-z, 0-9 and `-`".to_owned()
             }
-            Self::OptionNotYet { takes } => (*takes).to_owned(),
             Self::UnknownOption { takes, meant } => did_you_mean(meant, takes),
             Self::ForeignOption { belongs_to } => format!("it only with `{belongs_to}`"),
             Self::Repeated => "each option once".to_owned(),

@@ -23,7 +23,7 @@ pub mod value;
 
 pub use self::{
     bandwidth::{Bandwidth, parse_kubernetes},
-    breaker::{Breaker, Ratio},
+    breaker::{Breaker, Ratio, Scope},
     effective::{Clamp, Effective, Layers, Line, Outcome, Served, Shadow, Slot, effective},
     key::{ANNOTATION_PREFIX, Key, KeyKind, LimitKind, Port, PortName, PortRef, Ports},
     layer::{Administrator, Allow, Entries, Entry, Glob, Match, Policy, Subject, annotations},

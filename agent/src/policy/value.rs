@@ -390,6 +390,11 @@ fn limit(kind: LimitKind, entry: Part<'_>) -> Result<Limit, ValueError> {
             {
                 return Err(bound.fault(Fault::BoundWithoutService));
             }
+            if let Some(word) = written.shared()
+                && options.to.is_none()
+            {
+                return Err(word.fault(Fault::SharedWithoutDestination));
+            }
             let breaker = written.finish(entry)?;
             (Terms::Breaker(breaker), options)
         }
@@ -589,8 +594,6 @@ fn option<'a>(
 
 /// The options that are no breaker's alone, as they start.
 const OPTIONS: [&str; 4] = ["burst=", "refill=", "group=", "to="];
-/// Settings of breakers that later versions will know.
-const LATER: [&str; 1] = ["scope"];
 
 /// Whether the key has the option.
 fn takes(kind: LimitKind, option: &str) -> bool {
@@ -599,7 +602,7 @@ fn takes(kind: LimitKind, option: &str) -> bool {
         "refill=" => kind.is_rate(),
         "group=" => kind.is_per_source(),
         "to=" => kind.is_outbound(),
-        option if breaker::OF_SERVICES.contains(&option) => kind == LimitKind::OutboundBreaker,
+        option if breaker::OUTBOUND.contains(&option) => kind == LimitKind::OutboundBreaker,
         _ => kind.is_breaker(),
     }
 }
@@ -612,7 +615,7 @@ fn owner(kind: LimitKind, option: &str) -> &'static str {
         "group=" => LimitKind::MaxConnectionsPerSource,
         "to=" if kind.is_breaker() => LimitKind::OutboundBreaker,
         "to=" => LimitKind::OutboundConnections,
-        option if breaker::OF_SERVICES.contains(&option) => LimitKind::OutboundBreaker,
+        option if breaker::OUTBOUND.contains(&option) => LimitKind::OutboundBreaker,
         _ => LimitKind::Breaker,
     };
     owner.name()
@@ -627,7 +630,8 @@ fn unknown(
         _ if kind.is_breaker() => {
             "errors=N, error-ratio=N%, min-volume=N, interval=T, connect-timeout=T, ejection=T, \
              max-ejection=T, probes=N, half-open=on|off, http1=on|off, to=CIDR|service/NAME \
-             (outbound), min-health=N%, max-ejected=N% (to a service) or shadow"
+             and scope=workload|node (outbound), min-health=N%, max-ejected=N% (to a service) or \
+             shadow"
         }
         _ if kind.is_bandwidth() => "burst=SIZE (like 1MB) or shadow",
         LimitKind::Packets => "burst=N or shadow",
@@ -637,9 +641,6 @@ fn unknown(
         }
         _ => "group=/N,/M (per source) or shadow",
     };
-    if kind.is_breaker() && LATER.contains(&written) {
-        return Fault::OptionNotYet { takes: all };
-    }
     let known = known.filter(|option| takes(kind, option)).chain(["shadow"]);
     let name = |option: &'static str| option.trim_end_matches('=');
     let bare = known.clone().find(|option| name(option) == written);

@@ -10,7 +10,7 @@
 //! | | `phase:2` | `epoch:8` | `ejections:8` | 46 bits |
 //! |---|---|---|---|---|
 //! | closed | 0 | | | `since:34`, `calm:2`, `consecutive:10` |
-//! | open | 1 | | | `until:34`, 12 unused |
+//! | open | 1 | | | `until:34`, 11 unused, `told:1` |
 //! | half-open | 2 | | | 8 unused, `period:20`, `previous:6`, `current:6`, `succeeded:6` |
 //!
 //! Words 1 to 3 are `epoch:8 | number:20 | a:18 | b:18`, and mean nothing unless their epoch is word
@@ -56,8 +56,8 @@ mod steps;
 mod words;
 
 use self::words::{
-    ATTEMPTS, Attempts, Clock, MAX_PROBES, MS, STATE, State, TICK_SHIFT, Verdicts, at_most, mask,
-    recent, window,
+    ATTEMPTS, Attempts, Clock, MAX_PROBES, MS, STATE, State, TICK_SHIFT, TOLD, Verdicts, at_most,
+    mask, recent, window,
 };
 pub use self::{
     members::{ejected_for, is_before},
@@ -369,6 +369,8 @@ pub struct View {
     pub phase: Phase,
     /// How long it stays open, ns.
     pub remaining_ns: u64,
+    /// It did not trip: [`open`] opened it.
+    pub told: bool,
     /// Failures in a row, while it is closed.
     pub consecutive: u64,
     /// Ejections in a row that are not forgotten.
@@ -391,10 +393,12 @@ pub struct View {
 pub fn read<L: Line>(line: &L, params: &Params, now_ns: u64) -> View {
     let clock = Clock::new(params, now_ns);
     let number = window(params, now_ns);
-    let state = State::read(line.word(STATE).load());
+    let word = line.word(STATE).load();
+    let state = State::read(word);
     let mut view = View {
         phase: state.phase,
         remaining_ns: 0,
+        told: false,
         consecutive: if state.calm { 0 } else { state.consecutive },
         ejections: state.ejections,
         probes_out: state.probes.at(clock).0.all(),
@@ -408,6 +412,7 @@ pub fn read<L: Line>(line: &L, params: &Params, now_ns: u64) -> View {
         Phase::Open => {
             // Its end is the beginning of a tick.
             let ticks = state.remaining(params, now_ns);
+            view.told = word & TOLD != 0;
             view.remaining_ns = (ticks << TICK_SHIFT).saturating_sub(now_ns & mask(TICK_SHIFT));
         }
         Phase::Closed => {
@@ -424,17 +429,19 @@ pub fn read<L: Line>(line: &L, params: &Params, now_ns: u64) -> View {
     view
 }
 
-/// Closes a breaker and forgets all that it learned: an operator knows better.
+/// Opens a closed breaker for its first ejection, because of what others learned; whether it did.
 ///
-/// Not for the kernel: it tries until it wins.
-pub fn forget<L: Line>(line: &L, now_ns: u64) -> Edge {
+/// Not for the kernel: it tries until it wins. To the kernel such a breaker is open like any other.
+pub fn open<L: Line>(line: &L, params: &Params, now_ns: u64) -> bool {
     let mut word = line.word(STATE).load();
     loop {
         let state = State::read(word);
-        let next = State { ejections: 0, ..state.closed(now_ns) };
-        match line.word(STATE).compare_exchange(word, next.write()) {
-            Ok(_) if matches!(state.phase, Phase::Closed) => return Edge::None,
-            Ok(_) => return Edge::Closed,
+        if !matches!(state.phase, Phase::Closed) {
+            return false;
+        }
+        let next = state.open(0, params, now_ns).write() | TOLD;
+        match line.word(STATE).compare_exchange(word, next) {
+            Ok(_) => return true,
             Err(seen) => word = seen,
         }
     }

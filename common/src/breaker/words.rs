@@ -20,6 +20,8 @@ pub(super) const MAX_CONSECUTIVE: u64 = 1023;
 /// Among the bits of consecutive failures.
 const CALM: u64 = 1 << (CONSECUTIVE - 1);
 const _: () = assert!(MAX_CONSECUTIVE < CALM);
+/// Of an open breaker: it did not trip itself. Written and read outside the kernel only.
+pub(super) const TOLD: u64 = 1;
 pub(super) const MAX_PROBES: u64 = mask(PROBES);
 
 const _: () = {

@@ -35,6 +35,7 @@ pub(crate) struct Breaker {
     ejections: u64,
     since_ns: u64,
     until_ns: u64,
+    told: bool,
     consecutive: u64,
     /// Whether a success followed these failures.
     calm: bool,
@@ -54,6 +55,7 @@ impl Breaker {
             ejections: 0,
             since_ns: 0,
             until_ns: 0,
+            told: false,
             consecutive: 0,
             calm: false,
             succeeded: 0,
@@ -82,6 +84,7 @@ impl Breaker {
         let ejection = u64::from(self.params.ejection_ms) * self.ejections;
         let ejection = ejection.min(self.params.max_ejection_ms.into());
         self.until_ns = (now_ns + ejection * MS).next_multiple_of(TICK);
+        self.told = false;
         self.enter(Phase::Open);
     }
 
@@ -256,11 +259,15 @@ impl Breaker {
         }
     }
 
-    pub(crate) fn forget(&mut self, now_ns: u64) -> Edge {
-        let edge = if self.phase == Phase::Closed { Edge::None } else { Edge::Closed };
-        let _ = self.close(now_ns);
+    /// Opens because of what others learned.
+    pub(crate) fn be_told(&mut self, now_ns: u64) -> bool {
+        if self.phase != Phase::Closed {
+            return false;
+        }
         self.ejections = 0;
-        edge
+        self.open(now_ns);
+        self.told = true;
+        true
     }
 
     pub(crate) fn view(&self, now_ns: u64) -> View {
@@ -273,6 +280,7 @@ impl Breaker {
                 Phase::Open => self.until_ns.saturating_sub(now_ns),
                 Phase::Closed | Phase::HalfOpen => 0,
             },
+            told: self.phase == Phase::Open && self.told,
             consecutive: if self.calm { 0 } else { self.consecutive },
             ejections: if closed { self.remembered(now_ns) } else { self.ejections },
             probes_out: if self.phase == Phase::HalfOpen { waiting } else { 0 },

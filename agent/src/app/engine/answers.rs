@@ -217,7 +217,10 @@ impl Engine {
                     tokens: state.tokens,
                     connections: state.load.map(|load| load.connections),
                     handshakes: state.load.map(|load| load.handshakes),
-                    breaker: state.breaker.map(Into::into),
+                    breaker: state.breaker.map(|view| view::BreakerStatus {
+                        told_total: self.evidence.told(identity),
+                        ..view.into()
+                    }),
                     volume: state.volume,
                     counted_with: other.map(|other| LineRef::Limit(other).to_string()),
                     rate_per_second: line

@@ -7,6 +7,7 @@ mod answers;
 mod attachments;
 mod audits;
 mod changes;
+mod evidence;
 mod pods;
 mod quotas;
 mod refusals;
@@ -21,7 +22,7 @@ use std::{
 use tokio::sync::broadcast;
 use tracing::{debug, error, info, warn};
 
-use self::{pods::Pods, quotas::Spent};
+use self::{evidence::Evidence, pods::Pods, quotas::Spent};
 use super::{
     history::History,
     memory::{self, Memory},
@@ -74,6 +75,7 @@ pub struct Engine {
     history_changed: bool,
     auditor: Auditor,
     quotas: Spent,
+    evidence: Evidence,
     refusals: BTreeMap<Identity, VecDeque<view::Refusal>>,
     latest: VecDeque<view::Refusal>,
     trace: broadcast::Sender<view::Refusal>,
@@ -136,6 +138,7 @@ impl Engine {
             history_changed: false,
             auditor: Auditor::new(),
             quotas: Spent::default(),
+            evidence: Evidence::default(),
             refusals: BTreeMap::new(),
             latest: VecDeque::new(),
             trace: broadcast::channel(TRACE).0,
@@ -340,6 +343,8 @@ impl Engine {
         if let Err(problem) = self.datapath.tick() {
             error!(error = &problem as &dyn std::error::Error, "cannot tidy the maps");
         }
+        // Who came since has not heard; an event may have been lost.
+        self.share_evidence();
         self.observer.look(&self.datapath, &self.tables, self.clock.monotonic_ns());
         if self.quotas.have_changed() {
             self.reload();

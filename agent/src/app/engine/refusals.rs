@@ -22,6 +22,7 @@ const LATEST: usize = 32;
 impl Engine {
     /// Takes in one event of the kernel.
     pub fn record(&mut self, event: &Event) {
+        self.weigh_event(event);
         let Some((identity, refusal)) = self.refusal(event) else { return };
         self.note_refusal(identity, &refusal, event.cell);
         let kept = self.refusals.entry(identity).or_default();
