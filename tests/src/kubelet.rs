@@ -149,7 +149,10 @@ pub fn pod(name: &str, uid: &str, address: &str, annotations: Value) -> Value {
                 "ports": [{"name": "http", "containerPort": 80, "protocol": "TCP"}],
             }],
         },
-        "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]},
+        "status": {
+            "phase": "Running", "podIP": address, "podIPs": [{"ip": address}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
     })
 }
 

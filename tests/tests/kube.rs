@@ -31,6 +31,8 @@ mod identity;
 mod many;
 #[path = "kube/policy.rs"]
 mod policy;
+#[path = "kube/readiness.rs"]
+mod readiness;
 #[path = "kube/server.rs"]
 mod server;
 

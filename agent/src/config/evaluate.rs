@@ -6,8 +6,8 @@ use super::node_file::{NodeFile, Workload};
 use crate::{
     compile,
     policy::{
-        Administrator, Effective, LastGood, Layers, Line, Outcome, Port, Problem, Subject,
-        effective,
+        Administrator, Effective, LastGood, Layers, LimitKind, Line, Outcome, Port, Problem,
+        Subject, effective,
     },
 };
 
@@ -22,6 +22,8 @@ pub struct Evaluated<'a> {
     pub last_good: LastGood,
     /// What is wrong, and what holds in its place.
     pub problems: Vec<Problem>,
+    /// What else to know.
+    pub remarks: Vec<String>,
 }
 
 impl Evaluated<'_> {
@@ -79,7 +81,21 @@ fn one<'a>(
     if workload.is_host() {
         problems.extend(guard_management(workload, &mut effective));
     }
-    Evaluated { workload, effective, last_good, problems }
+    let mut remarks = workload.remarks.clone();
+    if !workload.is_armed {
+        remarks.extend(disarm(&mut effective));
+    }
+    Evaluated { workload, effective, last_good, problems, remarks }
+}
+
+/// Takes away the breakers that a workload's own failures trip: before it is ready for the first time,
+/// that it answers nobody is no failure.
+fn disarm(effective: &mut Effective) -> Vec<String> {
+    let waits = |line: &Line| line.slot.kind == LimitKind::Breaker;
+    let remark = |line: &Line| format!("`{}` waits until the pod is ready", line.written_key);
+    let remarks = effective.lines.iter().filter(|line| waits(line)).map(remark).collect();
+    effective.lines.retain(|line| !waits(line));
+    remarks
 }
 
 /// Takes inbound limits without a port off the host's own interface: they would hold for SSH too,

@@ -94,6 +94,8 @@ pub struct Workload {
     pub namespace: Option<Arc<Namespace>>,
     /// Its own layer.
     pub policy: Entries,
+    /// Whether its own failures may eject it: of a pod, once it was ready.
+    pub is_armed: bool,
     /// What else to know about its connections.
     pub remarks: Vec<String>,
 }

@@ -570,6 +570,7 @@ fn read_workload(
         resets,
         include_management,
         policy,
+        is_armed: true,
     })
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use k8s_openapi::{
-    api::core::v1::{Container, Namespace, Pod, PodSpec, Probe},
+    api::core::v1::{Container, Namespace, Pod, PodSpec, PodStatus, Probe},
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,10 @@ pub struct PodFacts {
     pub host_network: bool,
     /// What changes the meaning of its connections.
     pub mesh: Option<Mesh>,
+    /// Whether it has been ready since it began, as far as anybody saw. Its server may not listen
+    /// before, which is no failure.
+    #[serde(default)]
+    pub was_ready: bool,
 }
 
 /// What stands between a pod's application and the network.
@@ -104,6 +108,7 @@ impl PodFacts {
             probes: probed_ports(&containers),
             host_network: spec.host_network.unwrap_or_default(),
             mesh,
+            was_ready: is_ready(status),
         })
     }
 
@@ -146,6 +151,7 @@ impl PodFacts {
             include_management: false,
             namespace: Some(namespace.unwrap_or_else(nameless)),
             policy: read(&object, &self.annotations),
+            is_armed: self.was_ready,
             remarks: self.mesh.iter().map(Mesh::remark).collect(),
         }
     }
@@ -189,6 +195,11 @@ fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     let lasting = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
     let init = spec.init_containers.iter().flatten().filter(lasting);
     spec.containers.iter().chain(init)
+}
+
+fn is_ready(status: Option<&PodStatus>) -> bool {
+    let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn named_ports(container: &Container) -> impl Iterator<Item = (String, u16)> + '_ {

@@ -97,6 +97,17 @@ pub struct Index {
 impl Index {
     /// Takes in what is said of pods, by UID; whether that changes any workload.
     pub fn pods(&mut self, step: Step<PodFacts>) -> bool {
+        // Who was ready once has been ready, whatever it is now.
+        let known = |uid: &str| self.pods.known.get(uid).is_some_and(|pod| pod.was_ready);
+        let since = |uid: &str, pod: PodFacts| {
+            let was_ready = pod.was_ready || known(uid);
+            PodFacts { was_ready, ..pod }
+        };
+        let step = match step {
+            Step::Item(uid, pod) => Step::Item(uid.clone(), since(&uid, pod)),
+            Step::Set(uid, pod) => Step::Set(uid.clone(), since(&uid, pod)),
+            step => step,
+        };
         let changed = self.pods.step(step);
         changed.iter().for_each(|uid| self.make(uid));
         !changed.is_empty()
@@ -217,6 +228,22 @@ mod tests {
         assert!(set(&mut index, pod("2", "web-0", "1/s")));
         assert_ne!(index.workloads()[0].identity, before);
         assert_eq!(index.len(), 1);
+    }
+
+    #[test]
+    fn a_pod_that_was_ready_has_been_ready() {
+        let mut index = Index::default();
+        let ready = PodFacts { was_ready: true, ..pod("1", "web", "1/s") };
+        let is_armed = |index: &Index| index.workloads()[0].is_armed;
+        set(&mut index, pod("1", "web", "1/s"));
+        assert!(!is_armed(&index));
+        assert!(set(&mut index, ready));
+        assert!(!set(&mut index, pod("1", "web", "1/s")));
+        assert!(!list(&mut index, vec![pod("1", "web", "1/s")]));
+        assert!(is_armed(&index));
+        // The next one of this name is another pod.
+        list(&mut index, vec![pod("2", "web", "1/s")]);
+        assert!(!is_armed(&index));
     }
 
     #[test]

@@ -285,7 +285,7 @@ impl Engine {
             self.workloads.drain(..).map(|known| (known.key.clone(), known)).collect();
         let mut moved = before.len() != evaluated.len();
         let mut last_good = BTreeMap::new();
-        for Evaluated { workload, effective, last_good: good, mut problems } in evaluated {
+        for Evaluated { workload, effective, last_good: good, mut problems, remarks } in evaluated {
             let key = workload.identity.clone();
             last_good.insert(key.clone(), good);
             let known = before.remove(&key);
@@ -310,7 +310,7 @@ impl Engine {
                 addresses: workload.addresses.clone(),
                 effective,
                 problems,
-                remarks: workload.remarks.clone(),
+                remarks,
                 attached,
                 hooked,
                 seen_at,
