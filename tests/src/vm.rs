@@ -53,8 +53,11 @@ const SKIPPED: &str = "weir-vm: skipped: ";
 /// What the console says when the test is over, before its exit code.
 const OVER: &str = "weir-vm: the test ended with ";
 
+/// What a test inside puts before what it measured, for people to see outside.
+pub const FIGURE: &str = "weir-vm: figure: ";
+
 /// What Debian's cloud kernel has as modules and the lab needs.
-const MODULES: [&str; 4] = ["veth", "sch_ingress", "cls_bpf", "tun"];
+const MODULES: [&str; 6] = ["veth", "sch_ingress", "cls_bpf", "tun", "sch_fq", "sch_netem"];
 
 /// What goes on inside.
 #[derive(Clone, Copy, Debug)]
@@ -105,8 +108,9 @@ fn outside(part: Part<'_>) {
     // The machine is made for the tests, so nothing may be lacking in it.
     let skipped: Vec<_> = console.iter().filter_map(|line| line.strip_prefix(SKIPPED)).collect();
     if skipped.is_empty() && verdict.is_some_and(|code| code.trim() == "0") {
-        // What the suite inside was like.
-        let sums = console.iter().filter(|line| line.starts_with("test result: "));
+        // What the suite inside was like, and what it measured.
+        let told = |line: &&String| ["test result: ", FIGURE].iter().any(|of| line.starts_with(of));
+        let sums = console.iter().filter(told);
         sums.for_each(|line| println!("{line}"));
         println!("{test}: {:.1} s in the virtual machine", started.elapsed().as_secs_f64());
         return;

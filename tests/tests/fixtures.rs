@@ -35,6 +35,8 @@ mod events;
 mod find;
 #[path = "fixtures/handshakes.rs"]
 mod handshakes;
+#[path = "fixtures/pacing.rs"]
+mod pacing;
 #[path = "fixtures/random.rs"]
 mod random;
 #[path = "fixtures/resets.rs"]

@@ -36,6 +36,9 @@ macro_rules! inside {
     }};
 }
 
+#[path = "vm/pacing.rs"]
+mod pacing;
+
 #[test]
 fn the_demo_ends_as_predicted() {
     inside!(|| {

@@ -1,5 +1,5 @@
-//! Tells when interfaces or addresses come and go. It does not say which: the engine compares what
-//! is wanted with what is there.
+//! Tells when interfaces, addresses or queues come and go. It does not say which: the engine compares
+//! what is wanted with what is there.
 
 use std::{io, os::fd::OwnedFd, time::Duration};
 
@@ -8,8 +8,8 @@ use nix::sys::socket::{
 };
 use tokio::{io::unix::AsyncFd, time::sleep};
 
-/// `RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR` of rtnetlink(7).
-const GROUPS: u32 = 0x1 | 0x10 | 0x100;
+/// `RTMGRP_LINK | RTMGRP_TC | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR` of rtnetlink(7).
+const GROUPS: u32 = 0x1 | 0x8 | 0x10 | 0x100;
 
 /// A container's set-up makes a dozen changes; they are answered once.
 const SETTLE: Duration = Duration::from_millis(10);

@@ -134,6 +134,8 @@ pub struct WorkloadStatus {
     pub attached: Option<String>,
     /// Programs of others that run before Weir's.
     pub before: Vec<String>,
+    /// Whether its limits of bytes and packets delay; absent where it has none.
+    pub pace: Option<PaceStatus>,
     /// Seconds until a pause ends.
     pub paused_seconds: Option<f64>,
     /// Whether `connect()` of its processes is hooked; absent where no limit is about what it opens.
@@ -144,6 +146,18 @@ pub struct WorkloadStatus {
     pub audit: Option<AuditStatus>,
     /// Decisions: hook and direction (`tc ingress`), then `verdict reason`, then count.
     pub decisions: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// Whether limits of bytes and packets delay what is too much.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PaceStatus {
+    /// The direction that could be delayed: `ingress`, `egress`. In the other they always drop.
+    pub direction: String,
+    /// What sends on time: `fq`, or `own fq` where the agent put it there; absent where they drop.
+    pub by: Option<String>,
+    /// Why they drop.
+    pub detail: Option<String>,
 }
 
 /// Whether `connect()` of a workload's processes is hooked.

@@ -126,6 +126,17 @@ fn head(text: &mut String, workload: &WorkloadStatus, look: &Look) -> fmt::Resul
         }
         None => {}
     }
+    if let Some(pace) = &workload.pace {
+        let way = if pace.direction == "egress" { "from it" } else { "towards it" };
+        let sentence = match (&pace.by, &pace.detail) {
+            (Some(by), _) => format!("its byte limits delay what is too much {way}, by {by}"),
+            (None, why) => format!(
+                "its byte limits drop what is too much: {}",
+                why.as_deref().unwrap_or_default()
+            ),
+        };
+        writeln!(text, "{}", wrap(&clean(&sentence), WIDTH).join("\n"))?;
+    }
     if let Some(detail) = &workload.detail {
         writeln!(text, "{}", wrap(&clean(detail), WIDTH).join("\n"))?;
     }

@@ -19,7 +19,7 @@ pub use self::{
     evaluate::{Evaluated, evaluate, evaluate_all},
     load::{LoadError, load},
     node_file::{
-        Attach, Location, Namespace, Netns, NodeFile, PodLocation, Uplink, Workload, XdpMode,
+        Attach, Location, Namespace, Netns, NodeFile, Pace, PodLocation, Uplink, Workload, XdpMode,
     },
     read::{Reading, read},
     report::{Report, check},

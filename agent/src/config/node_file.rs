@@ -25,6 +25,8 @@ pub struct NodeFile {
     pub administrator: Administrator,
     /// Interfaces to the outside.
     pub uplinks: Vec<Uplink>,
+    /// What byte limits do with what is too much, for every workload that does not say otherwise.
+    pub pace: Pace,
     /// The workloads, no two with one name or one interface.
     pub workloads: Vec<Workload>,
     /// How Envoy's rate limit service is offered, if it is.
@@ -67,6 +69,24 @@ impl XdpMode {
         &[("native", Self::Native), ("generic", Self::Generic), ("off", Self::Off)];
 }
 
+/// What byte limits do with what is too much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pace {
+    /// Delay it where an `fq` is found, else drop it.
+    #[default]
+    Auto,
+    /// Delay it; put an `fq` on the workload's interface where nobody chose a queue.
+    Fq,
+    /// Drop it.
+    Off,
+}
+
+impl Pace {
+    pub(super) const WORDS: &[(&str, Self)] =
+        &[("auto", Self::Auto), ("fq", Self::Fq), ("off", Self::Off)];
+}
+
 /// A workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
@@ -88,6 +108,8 @@ pub struct Workload {
     pub probes: Option<Probes>,
     /// Its budget for resets.
     pub resets: Bucket,
+    /// What its byte limits do with what is too much; `None` for what holds for the node.
+    pub pace: Option<Pace>,
     /// Limits for all ports may hold on the host's own interface, management included.
     pub include_management: bool,
     /// The Kubernetes namespace that it is in, if it is a pod.

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     fields::{Field, Fields, Notes},
-    node_file::{Attach, Location, Netns, NodeFile, Uplink, Workload, XdpMode},
+    node_file::{Attach, Location, Netns, NodeFile, Pace, Uplink, Workload, XdpMode},
     yaml::{self, At, Node, Scalar, Value},
 };
 use crate::policy::{
@@ -48,7 +48,7 @@ pub fn read(text: &str, file: &str, previous: Option<&NodeFile>) -> Result<Readi
         notes.problems.push(problem.effect("the first one counts"));
     }
     const KEYS: &[&str] =
-        &["mode", "admin", "exempt", "services", "uplinks", "policies", "workloads", "rls"];
+        &["mode", "admin", "exempt", "pace", "services", "uplinks", "policies", "workloads", "rls"];
     let Some(fields) = notes.fields("node file", &tree.root, KEYS, &["quotas"]) else {
         // A lone text or list is YAML, but says nothing.
         let problem = notes.problems.pop().unwrap_or_else(|| {
@@ -66,6 +66,8 @@ pub fn read(text: &str, file: &str, previous: Option<&NodeFile>) -> Result<Readi
     let exempt = notes.settle(exempt, before.map(|before| &before.exempt), Vec::new);
     let services = fields.read(&mut notes, "services", read_services);
     let services = notes.settle(services, before.map(|before| &before.services), Services::default);
+    let pace = fields.read(&mut notes, "pace", read_pace);
+    let pace = notes.settle(pace, previous.map(|file| &file.pace), Pace::default);
     let uplinks = fields.read_part(&mut notes, "uplinks", read_uplinks);
     let uplinks = notes.settle(uplinks, previous.map(|file| &file.uplinks), Vec::new);
     let policies = fields.read_part(&mut notes, "policies", read_policies);
@@ -78,7 +80,7 @@ pub fn read(text: &str, file: &str, previous: Option<&NodeFile>) -> Result<Readi
     let rls = notes.settle(rls.map(Some), previous.map(|file| &file.rls), || None);
 
     let administrator = Administrator { mode, exempt, services, policies };
-    let file = NodeFile { listen, administrator, uplinks, workloads, rls };
+    let file = NodeFile { listen, administrator, uplinks, pace, workloads, rls };
     Ok(Reading { file, problems: notes.problems })
 }
 
@@ -496,6 +498,7 @@ fn named<'n>(notes: &mut Notes<'_>, item: &'n Node) -> Option<(Fields<'n>, Strin
         "ports",
         "probes",
         "resets",
+        "pace",
         "include-management",
         "policy",
     ];
@@ -549,6 +552,8 @@ fn read_workload(
     let probes = notes.settle(probes.map(Some), before.map(|before| &before.probes), || None);
     let resets = fields.read(notes, "resets", |notes, node| bucket(notes, "resets", node));
     let resets = notes.settle(resets, before.map(|before| &before.resets), || RESETS);
+    let pace = fields.read(notes, "pace", read_pace);
+    let pace = notes.settle(pace.map(Some), before.map(|before| &before.pace), || None);
     let include = fields.read(notes, "include-management", |notes, node| {
         boolean(notes, "include-management", node)
     });
@@ -568,6 +573,7 @@ fn read_workload(
         ports,
         probes,
         resets,
+        pace,
         include_management,
         policy,
         is_armed: true,
@@ -601,6 +607,10 @@ fn read_location(notes: &mut Notes<'_>, fields: &Fields<'_>) -> Result<Location,
         }
         (interface, netns) => Err(interface.notes().chain(netns.notes()).collect()),
     }
+}
+
+fn read_pace(notes: &mut Notes<'_>, node: &Node) -> Option<Pace> {
+    word(notes, "pace", node, Pace::WORDS)
 }
 
 fn read_netns(notes: &mut Notes<'_>, node: &Node) -> Option<Netns> {

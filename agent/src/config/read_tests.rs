@@ -8,6 +8,7 @@ const WHOLE: &str = r#"
 mode: enforce
 admin: { listen: 127.0.0.1:9464 }
 exempt: [10.0.0.0/8, 192.0.2.1]
+pace: fq
 uplinks:
   - interface: eth0
   - {interface: eth1, xdp: off}
@@ -26,6 +27,7 @@ workloads:
     probes: {from: [10.0.0.1], ports: [8080, mysql], rate: 50/s}
     resets: 200/s burst=400
     include-management: false
+    pace: off
     policy:
       connections.mysql: 1 per 60s
   - name: web-1
@@ -60,6 +62,9 @@ fn after(text: &str) -> (NodeFile, Vec<String>) {
 fn a_whole_file_is_read_as_written() {
     let file = whole();
     assert_eq!(file.listen, "127.0.0.1:9464".parse().ok());
+    assert_eq!(file.pace, Pace::Fq);
+    let paces: Vec<_> = file.workloads.iter().map(|workload| workload.pace).collect();
+    assert_eq!(paces, [Some(Pace::Off), None, None]);
     assert_eq!(file.administrator.mode.as_ref().map(|mode| mode.value), Some(Mode::Enforce));
     let exempt: Vec<_> =
         file.administrator.exempt.iter().map(|peer| peer.value.to_string()).collect();
@@ -75,14 +80,14 @@ fn a_whole_file_is_read_as_written() {
 
     let mysql = file.workload("mysql").unwrap();
     assert_eq!(mysql.location, Location::Host { interface: "eth0".to_owned() });
-    assert_eq!(mysql.place.to_string(), "node.yaml:15:5");
+    assert_eq!(mysql.place.to_string(), "node.yaml:16:5");
     assert_eq!(mysql.addresses.len(), 2);
     let probes = mysql.probes.as_ref().unwrap();
     assert_eq!(probes.ports.iter().map(|port| port.number()).collect::<Vec<_>>(), [8080, 3306]);
     assert_eq!(probes.bucket.to_string(), "50/s");
     assert_eq!(mysql.resets.to_string(), "200/s burst=400");
     assert_eq!(mysql.policy[0].text, "1 per 60s");
-    assert_eq!(mysql.policy[0].place.to_string(), "node.yaml:24:7");
+    assert_eq!(mysql.policy[0].place.to_string(), "node.yaml:26:7");
 
     let location = |name: &str| file.workload(name).unwrap().location.clone();
     let Location::Namespace { netns, interface, attach } = location("web-1") else { panic!() };
@@ -137,6 +142,11 @@ fn each_problem_says_where_what_and_what_was_expected() {
             "exempt: [10.0.0.1/8]",
             "node.yaml:1:10: error: exempt: this CIDR has bits set behind its prefix: \
              `10.0.0.1/8`; expected 10.0.0.0/8",
+        ),
+        (
+            "pace: fd",
+            "node.yaml:1:7: error: `pace`: `fd` is not accepted here; expected `auto` or `fq` or \
+             `off`",
         ),
         (
             "uplinks: [{interface: eth0, xdp: genric}]",
@@ -293,7 +303,7 @@ fn every_problem_of_a_file_is_told_at_once() {
 #[test]
 fn what_cannot_be_read_keeps_what_it_was() {
     let (file, found) = after(
-        "mode: x\nadmin: {listen: y}\nexempt: [z]\nuplinks: [{}]\npolicies: [x]\nworkloads: none\n",
+        "mode: x\nadmin: {listen: y}\nexempt: [z]\npace: w\nuplinks: [{}]\npolicies: [x]\nworkloads: none\n",
     );
     assert_eq!(file, whole());
     assert!(
@@ -315,7 +325,7 @@ fn a_misspelt_key_keeps_what_the_right_one_said() {
 fn a_workload_keeps_each_part_that_cannot_be_read() {
     let (file, _) = after(
         "workloads:\n- {name: mysql, interface: a/b, addresses: [x], labels: y, ports: {mysql: z}, \
-         probes: {}, resets: w, include-management: v, policy: u}\n",
+         probes: {}, resets: w, pace: r, include-management: v, policy: u}\n",
     );
     let mut expected = whole().workload("mysql").unwrap().clone();
     expected.place = file.workloads[0].place.clone();

@@ -24,7 +24,7 @@ use aya::programs::{
     xdp::XdpLink,
 };
 use serde::Serialize;
-use weir_common::addr::Addr;
+use weir_common::{addr::Addr, layout::Direction};
 
 use super::{
     connect,
@@ -32,6 +32,7 @@ use super::{
     layouts::LINKS,
     maps::{self, Writers},
     object::{Programs, Variant},
+    queue::{self, Pace, Pacing, Queues},
 };
 use crate::{
     compile::Identity,
@@ -110,6 +111,16 @@ impl UplinkMode {
     }
 }
 
+impl Side {
+    /// The direction of a workload's packets that a queue can delay: where its hook is at egress.
+    pub const fn paced(self) -> Direction {
+        match self {
+            Self::Host => Direction::Ingress,
+            Self::Own | Self::Pod => Direction::Egress,
+        }
+    }
+}
+
 /// What programs are attached to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
@@ -139,6 +150,8 @@ pub struct Attachment {
     pub ethernet: bool,
     /// Whether the programs that limit bytes and packets run there too.
     pub volumes: bool,
+    /// What they are to do with what is too much.
+    pub pace: Pace,
     /// What runs there.
     pub target: Target,
 }
@@ -150,6 +163,9 @@ pub struct Attached {
     pub kind: &'static str,
     /// Programs of others that run before ours, by name.
     pub before: Vec<String>,
+    /// Whether limits of bytes and packets delay, in the one direction in which a queue can; `None`
+    /// where there are none.
+    pub pacing: Option<(Direction, Pacing)>,
 }
 
 impl Attachment {
@@ -259,8 +275,12 @@ impl Links {
             self.detach(&attachment, &pins, writers);
         }
         let mut results = BTreeMap::new();
+        let queues = LazyCell::new(Queues::list);
         for attachment in wanted {
-            let result = self.ensure(attachment, programs, writers, &slot_of);
+            let mut result = self.ensure(attachment, programs, writers, &slot_of);
+            if let Ok(attached) = &mut result {
+                attached.pacing = attachment.volumes.then(|| pace(attachment, &queues)).flatten();
+            }
             results.insert(attachment.clone(), result);
         }
         let namespaces: LazyCell<Vec<NetNs>> = LazyCell::new(netns::all);
@@ -339,7 +359,7 @@ impl Links {
                     before.extend(earlier);
                 }
             }
-            Some(Attached { kind: attached.kind, before })
+            Some(Attached { kind: attached.kind, before, pacing: None })
         };
         match netns.as_ref().filter(|_| *side == Side::Pod) {
             Some(netns) => netns.run(look).ok()?,
@@ -399,7 +419,7 @@ impl Links {
                 before.extend(others.unwrap_or_default());
             }
         }
-        Ok(Attached { kind, before })
+        Ok(Attached { kind, before, pacing: None })
     }
 
     fn attach_one(
@@ -463,6 +483,7 @@ impl Links {
                 UplinkMode::Generic => "xdp-generic",
             },
             before: Vec::new(),
+            pacing: None,
         };
         if path.exists() {
             // Also when it is ours already: a link whose interface is gone refuses.
@@ -522,14 +543,24 @@ impl Links {
                 remove_filter(&attachment.interface, place.program);
             }
         };
-        if clsact {
-            match &attachment.target {
-                Target::Workload { side: Side::Pod, netns: Some(netns), .. } => {
-                    // The namespace is gone with its interfaces: nothing to remove.
-                    let _ = netns.run(filters);
-                }
-                _ => filters(),
+        let queue = || {
+            // What paced went with the programs that told it when.
+            if gone.iter().any(|place| place.rank == Rank::Volumes) {
+                queue::remove(attachment.ifindex);
             }
+        };
+        let remove = || {
+            if clsact {
+                filters();
+            }
+            queue();
+        };
+        match &attachment.target {
+            Target::Workload { side: Side::Pod, netns: Some(netns), .. } => {
+                // The namespace is gone with its interfaces: nothing to remove.
+                let _ = netns.run(remove);
+            }
+            _ => remove(),
         }
         let pins = attachment.pins();
         for pin in pins.iter().filter(|pin| !kept.contains(*pin)) {
@@ -572,6 +603,39 @@ impl Links {
         }
         self.addresses = addresses;
     }
+}
+
+/// In which directions, towards and from each workload, all of its interfaces delay packets.
+pub(super) fn paced(
+    results: &BTreeMap<Attachment, Result<Attached, DatapathError>>,
+) -> BTreeMap<Identity, [bool; 2]> {
+    let mut paced = BTreeMap::new();
+    for (attachment, result) in results {
+        let Target::Workload { workload, .. } = &attachment.target else { continue };
+        let mut here = [false; 2];
+        let pacing = result.as_ref().ok().and_then(|attached| attached.pacing.as_ref());
+        if let Some((direction, pacing)) = pacing {
+            here[*direction as usize] = pacing.is_paced();
+        }
+        let all = paced.entry(*workload).or_insert(here);
+        *all = [all[0] && here[0], all[1] && here[1]];
+    }
+    paced
+}
+
+/// Makes the queue behind the programs that limit bytes what is wanted.
+fn pace(attachment: &Attachment, queues: &io::Result<Queues>) -> Option<(Direction, Pacing)> {
+    let Target::Workload { side, netns, .. } = &attachment.target else { return None };
+    let unknown = |problem: &io::Error| Pacing::Not(format!("cannot list queues: {problem}"));
+    let at = |queues: &Queues| {
+        queue::pace(queues, attachment.ifindex, &attachment.interface, attachment.pace)
+    };
+    let inside = || Queues::list().map_or_else(|problem| unknown(&problem), |queues| at(&queues));
+    let now = match (side, netns) {
+        (Side::Pod, Some(netns)) => netns.run(inside).unwrap_or_else(|problem| unknown(&problem)),
+        _ => queues.as_ref().map_or_else(unknown, at),
+    };
+    Some((side.paced(), now))
 }
 
 fn uplink_pin(index: u32, mode: UplinkMode) -> String {
@@ -660,19 +724,28 @@ fn remove_pin(path: &Path) -> Result<(), AttachError> {
 /// An attachment that an earlier agent left and nobody wants any more.
 fn remove_inherited(directory: &Path, name: &str, namespaces: &LazyCell<Vec<NetNs>>) {
     let path = directory.join(name);
-    let filter = |side, index: &str, way: &str| {
+    let filter = |side: &str, index: &str, way: &str| {
         if let Some(interface) = index.parse().ok().and_then(interface_name) {
             remove_filter(&interface, &format!("weir_{side}_{way}"));
         }
     };
-    let in_pod = |side, index: &str, cookie: &str, way: &str| {
+    let in_namespace = |cookie: &str, work: &(dyn Fn() + Sync)| {
         // It went with its namespace, or the namespace is found.
         let is_its = |netns: &&NetNs| cookie.parse() == Ok(netns.cookie());
         if let Some(netns) = namespaces.iter().find(is_its) {
-            let _ = netns.run(|| filter(side, index, way));
+            let _ = netns.run(work);
         }
     };
+    let in_pod = |side: &str, index: &str, cookie: &str, way: &str| {
+        in_namespace(cookie, &|| filter(side, index, way));
+    };
     let words: Vec<&str> = name.split('-').collect();
+    let queue = |index: &str| index.parse().into_iter().for_each(queue::remove);
+    match words[..] {
+        ["host" | "own", index, _, "bytes"] => queue(index),
+        ["pod", index, cookie, _, "bytes"] => in_namespace(cookie, &|| queue(index)),
+        _ => {}
+    }
     match words[..] {
         // Its pin is all that holds a link.
         _ if pinned_link(&path).is_ok() => {}

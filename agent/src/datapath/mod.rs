@@ -14,6 +14,7 @@ mod layouts;
 mod maps;
 mod object;
 mod publish;
+mod queue;
 mod recount;
 mod tracks;
 
@@ -38,6 +39,7 @@ pub use self::{
     events::Events,
     maps::{CellCounts, Maps, SharedCell, TallyView, VolumeCounts},
     publish::Rules,
+    queue::{Pace, Pacing},
     recount::{Counter, Recount},
     tracks::{Adopted, Adoption, Connection, HalfClosed, Key, Seen, Tracks, counts_in},
 };
@@ -122,7 +124,13 @@ impl Datapath {
         wanted: &[Attachment],
     ) -> BTreeMap<Attachment, Result<Attached, DatapathError>> {
         let Self { links, programs, writers, publisher, .. } = self;
-        links.reconcile(wanted, programs, writers, |identity| publisher.slot(identity))
+        let results =
+            links.reconcile(wanted, programs, writers, |identity| publisher.slot(identity));
+        for (workload, directions) in attach::paced(&results) {
+            // A limit that is not told drops instead, as it did before.
+            let _ = publisher.set_paced(workload, directions, writers);
+        }
+        results
     }
 
     /// Makes `connect()` fail at once for exactly these, where a limit of theirs would refuse it. An
@@ -151,15 +159,6 @@ impl Datapath {
         until_ns: u64,
     ) -> Result<bool, DatapathError> {
         self.publisher.shadow_until(workload, until_ns, &mut self.writers)
-    }
-
-    /// Tells the kernel in which directions, towards and from a workload, packets can be delayed.
-    pub fn set_paced(
-        &mut self,
-        workload: Identity,
-        directions: [bool; 2],
-    ) -> Result<(), DatapathError> {
-        self.publisher.set_paced(workload, directions, &mut self.writers)
     }
 
     /// Until when a workload is shadowed (CLOCK_MONOTONIC, ns); 0 when it is not.

@@ -148,6 +148,7 @@ impl PodFacts {
             ports,
             probes,
             resets: RESETS,
+            pace: None,
             include_management: false,
             namespace: Some(namespace.unwrap_or_else(nameless)),
             policy: read(&object, &self.annotations),

@@ -19,6 +19,7 @@
 //! the wrong place. Threads and sockets made by the closure stay in the namespace.
 
 mod error;
+mod impair;
 mod links;
 mod namespace;
 mod node;
@@ -29,6 +30,7 @@ mod skip;
 
 pub use self::{
     error::LabError,
+    impair::{choose_queue, impair},
     links::{End, Prefix, Route, add_address, add_route, delete_link, link_index, veth},
     namespace::Namespace,
     node::{CLIENTS_V4, CLIENTS_V6, Host, Node, PODS_V4, PODS_V6, Role},

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     compile::Identity,
     config::{Attach, Location, Netns, PodLocation, Uplink, Workload, XdpMode},
-    datapath::{Attachment, Caller, Side, Target, UplinkMode},
+    datapath::{Attachment, Caller, Pace, Side, Target, UplinkMode},
 };
 
 /// Why a workload's packets cannot be seen.
@@ -124,6 +124,7 @@ pub fn resolve(
             ifindex: interface.index,
             ethernet: interface.ethernet,
             volumes: false,
+            pace: Pace::default(),
             target: Target::Workload { workload: identity, side, netns, addresses },
         }
     };
@@ -261,6 +262,7 @@ pub fn resolve_uplink(uplink: &Uplink, host: &[Interface]) -> Option<Result<Atta
             ifindex: link.index,
             ethernet: link.ethernet,
             volumes: false,
+            pace: Pace::default(),
             target: Target::Uplink(mode),
         }),
         None => Err(Missing::Interface {

@@ -64,14 +64,24 @@ pub fn run(ctx: &TcContext, direction: Direction) -> i32 {
         return refuse(slot, block, direction, &segment, ruling, now_ns);
     }
     if ruling.delay_ns() != 0 {
-        // SAFETY: the context is valid; where the kernel refuses, the packet goes at once and its
-        // bucket delays or drops the next.
-        unsafe { bpf_skb_set_tstamp(skb, now_ns + ruling.delay_ns(), DELIVERY_MONO) };
+        delay(skb, now_ns + ruling.delay_ns());
     }
     if let Some(rule) = ruling.marked() {
         mark(skb, slot, block, direction, rule, &parcel);
     }
     NEXT
+}
+
+/// Has a packet sent not before this time. Whoever paces its own connections may have said a later one,
+/// which stays.
+#[inline(always)]
+fn delay(skb: *mut __sk_buff, until_ns: u64) {
+    // SAFETY: the context is valid for the whole run.
+    if unsafe { (*skb).tstamp } < until_ns {
+        // SAFETY: as above. Where the kernel refuses (what is no IP, which is never delayed, and what
+        // carries a VLAN's tag in its bytes), the packet goes at once and its bucket has the next wait.
+        unsafe { bpf_skb_set_tstamp(skb, until_ns, DELIVERY_MONO) };
+    }
 }
 
 /// Marks a packet, if its sender understands that (RFC 3168).

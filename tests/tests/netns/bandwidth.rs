@@ -4,11 +4,11 @@ use std::{net::IpAddr, time::Duration};
 
 use weir::{
     datapath::VolumeCounts,
-    lab::{Host, Lab},
+    lab::{Host, Lab, choose_queue},
 };
 use weir_tests::{
     agent::{Agent, eventually},
-    site::{Side, addresses},
+    site::{Side, addresses, node_file},
     traffic::{self, Bulk, Flood, Traffic},
 };
 
@@ -215,4 +215,31 @@ fn a_killed_agent_leaves_its_byte_limits_and_an_uninstall_none() {
     assert!(output.status.success(), "{output:?}");
     let traffic = traffic::udp(&client, &web, address, flood);
     assert!(traffic.received > 500_000, "{traffic:?}");
+}
+
+/// A queue that somebody chose stays, and a kernel without `fq` says so; meanwhile the limit drops.
+#[test]
+fn pacing_that_cannot_be_is_explained_and_nobodys_queue_is_replaced() {
+    let lab = lab!();
+    let node = lab.node("node").unwrap();
+    let (web, db) = (node.pod("web").unwrap(), node.pod("db").unwrap());
+    let policy = ["policy: { ingress-bandwidth: 1Mbit/s }", "pace: fq"];
+    let entries = [Side::Host.entry(&web, &policy), Side::Pod.entry(&db, &policy)];
+    choose_queue(node.namespace(), &web.node_interface(), "pfifo").unwrap();
+    let agent = Agent::start(&lab, node.namespace(), &node_file(&entries));
+    let pace = |name: &str| agent.workload(name).pace.expect("it has byte limits");
+    let chosen = pace("web");
+    assert_eq!((chosen.by, chosen.direction.as_str()), (None, "ingress"));
+    let left =
+        format!("{} has `pfifo` of somebody else, which is left alone", web.node_interface());
+    assert_eq!(chosen.detail, Some(left));
+    let own = pace("db");
+    assert_eq!(own.direction, "egress");
+    match own.by.as_deref() {
+        Some("own fq") => assert_eq!(own.detail, None),
+        _ => assert_eq!(own.detail.unwrap(), "this kernel has no `fq` (CONFIG_NET_SCH_FQ)"),
+    }
+    for name in ["web", "db"] {
+        assert_eq!(agent.workload(name).condition, "enforced");
+    }
 }

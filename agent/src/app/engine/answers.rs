@@ -14,6 +14,7 @@ use crate::{
         view,
     },
     compile::{LineRef, Tables},
+    datapath::Pacing,
     policy::Port,
 };
 
@@ -177,6 +178,7 @@ impl Engine {
             detail,
             attached: attached.map(|attached| attached.kind.to_owned()),
             before: attached.map(|attached| attached.before.clone()).unwrap_or_default(),
+            pace: pace(known),
             paused_seconds: paused_ns.map(seconds),
             connect: known.hooked.as_ref().map(|hooked| view::ConnectStatus {
                 hooked: hooked.is_ok(),
@@ -251,6 +253,18 @@ impl Engine {
         }
         decisions
     }
+}
+
+/// Whether a workload's limits of bytes delay, and why not.
+fn pace(known: &Known) -> Option<view::PaceStatus> {
+    let (direction, pacing) = known.attached.as_ref().ok()?.pacing.as_ref()?;
+    let by = |queue: &str| (Some(queue.to_owned()), None);
+    let (by, detail) = match pacing {
+        Pacing::Found => by("fq"),
+        Pacing::Ours => by("own fq"),
+        Pacing::Not(why) => (None, Some(why.clone())),
+    };
+    Some(view::PaceStatus { direction: direction.name().to_owned(), by, detail })
 }
 
 /// What to know about a workload whose programs are attached.

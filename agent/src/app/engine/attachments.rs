@@ -12,8 +12,8 @@ use super::{Engine, Known, explain_error};
 use crate::{
     app::view,
     compile::{Identity, WorkloadTable},
-    config::Location,
-    datapath::{Attached, Attachment, Caller, DatapathError, Target},
+    config::{self, Location},
+    datapath::{self, Attached, Attachment, Caller, DatapathError, Target},
     quota,
     workload::{self, Interface, Resolved, interfaces},
 };
@@ -41,7 +41,8 @@ impl Engine {
                 Ok(Resolved { attachments, caller }) => {
                     let table = self.tables.workloads.get(&workload.identity);
                     let volumes = table.is_some_and(WorkloadTable::limits_volumes);
-                    let with = |attachment| Attachment { volumes, ..attachment };
+                    let pace = pace(workload.pace.unwrap_or(self.file.pace));
+                    let with = |attachment| Attachment { volumes, pace, ..attachment };
                     wanted.extend(attachments.into_iter().map(with));
                     match caller {
                         Ok(caller) => callers.push(caller),
@@ -152,7 +153,13 @@ impl Engine {
             match attached.entry(*workload) {
                 Entry::Vacant(entry) => _ = entry.insert(result),
                 Entry::Occupied(mut entry) => match (entry.get_mut(), result) {
-                    (Ok(all), Ok(how)) => all.before.extend(how.before),
+                    (Ok(all), Ok(how)) => {
+                        all.before.extend(how.before);
+                        // Where one of them drops, the workload's packets are not all delayed.
+                        if how.pacing.as_ref().is_some_and(|(_, pacing)| !pacing.is_paced()) {
+                            all.pacing = how.pacing;
+                        }
+                    }
                     (Ok(_), Err(problem)) => *entry.get_mut() = Err(problem),
                     (Err(_), _) => {}
                 },
@@ -170,7 +177,7 @@ impl Engine {
                             let now = self.clock.boottime_ns();
                             self.pods.note_attached(&known.location, self.began_ns, now);
                         }
-                        info!(workload = known.name, location = %known.location, kind = how.kind, before = ?how.before, "attached")
+                        info!(workload = known.name, location = %known.location, kind = how.kind, before = ?how.before, pacing = ?how.pacing, "attached")
                     }
                     Err(reason) => warn!(
                         workload = known.name,
@@ -206,6 +213,14 @@ impl Engine {
             Some(addresses.iter().map(move |address| (*address, workload.clone())).collect())
         };
         self.workloads.iter().filter_map(of).flat_map(|some: Vec<_>| some).collect()
+    }
+}
+
+const fn pace(wanted: config::Pace) -> datapath::Pace {
+    match wanted {
+        config::Pace::Auto => datapath::Pace::Auto,
+        config::Pace::Fq => datapath::Pace::Fq,
+        config::Pace::Off => datapath::Pace::Off,
     }
 }
 
