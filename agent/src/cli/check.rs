@@ -1,12 +1,13 @@
 //! `weir check FILE...`: what is wrong with node files and quota files, before an agent reads them.
 
-use std::{error::Error, io::Write, path::PathBuf};
+use std::{io::Write, path::PathBuf};
 
 use clap::Args;
 use serde::Serialize;
 
 use super::{Answer, Exit, error::CliError, look::count, write_json};
 use crate::{
+    causes::with_causes,
     config::{self, LoadError, Report},
     policy::{Place, Problem},
     quota::{
@@ -52,7 +53,7 @@ impl Checked {
     }
 
     fn unreadable(file: String, error: &LoadError) -> Self {
-        Self { unreadable: Some(because(error)), errors: 1, ..Self::new(file, Vec::new()) }
+        Self { unreadable: Some(with_causes(error)), errors: 1, ..Self::new(file, Vec::new()) }
     }
 
     fn write(&self, out: &mut dyn Write) -> std::io::Result<()> {
@@ -72,10 +73,6 @@ impl Checked {
         let found = if found.is_empty() { "ok".to_owned() } else { found.join(", ") };
         writeln!(out, "{}: {found}", self.file)
     }
-}
-
-fn because(error: &LoadError) -> String {
-    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
 /// Checks node files one by one, and quota files together: domains are written once among them, and

@@ -34,6 +34,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use self::{client::Agent, error::CliError};
+use crate::causes::with_causes;
 
 /// Where an agent answers unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/weir/weir.sock";
@@ -180,7 +181,7 @@ pub fn main() -> ExitCode {
         }
         Err(error) => {
             // Standard error may be closed too, and then there is nobody to tell.
-            let _ = writeln!(io::stderr(), "weir: {}", error.with_causes());
+            let _ = writeln!(io::stderr(), "weir: {}", with_causes(&error));
             error.exit_code().into()
         }
     }

@@ -30,7 +30,7 @@ fn run(served: &Served, words: &[&str]) -> (Exit, String) {
 
 fn fail(socket: &Path, words: &[&str]) -> (ExitCode, String) {
     let error = run_on(socket, words).0.unwrap_err();
-    (error.exit_code().into(), error.with_causes())
+    (error.exit_code().into(), with_causes(&error))
 }
 
 fn is_code(code: ExitCode, number: u8) -> bool {

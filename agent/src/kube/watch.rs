@@ -19,6 +19,7 @@ use super::{
     facts::{NamespaceFacts, PodFacts},
     index::{Index, Step},
 };
+use crate::causes::with_causes;
 
 /// A client as `kubectl` would be one: by `KUBECONFIG`, by `~/.kube/config`, or by the service
 /// account of the pod that this runs in. Nothing is asked yet.
@@ -65,7 +66,7 @@ async fn follow<K, T>(
     while let Some(event) = stream.next().await {
         let step = match event {
             Err(error) => {
-                let why = chain(&error);
+                let why = with_causes(&error);
                 warn!(what, error = why, "the API server was not heard; what is known stays");
                 cluster.failed(format!("{what}: {why}"));
                 continue;
@@ -95,18 +96,4 @@ async fn follow<K, T>(
         cluster.heard();
         cluster.update(|index| apply(index, step));
     }
-}
-
-/// An error with its causes, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        let said = source.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = source.source();
-    }
-    text
 }

@@ -21,6 +21,7 @@ use super::{
     view,
 };
 use crate::{
+    causes::with_causes,
     clock::Clock,
     fleet::{Fleet, FleetSettings},
     quota::{self, HeaderNames, Now, Quotas, Series, config, series::Counter, xds},
@@ -241,7 +242,7 @@ impl State {
             }
             Err(error) => {
                 self.quotas.note_unreadable();
-                self.refuse(vec![explain(&error)]);
+                self.refuse(vec![with_causes(&error)]);
             }
         }
         if !self.quotas.is_loaded() {
@@ -364,13 +365,5 @@ fn modes(modes: &Modes) -> quota::Settings {
         near_limit_ratio: f32::from(*near_limit_percent) / 100.0,
         nodes: *nodes,
         ..quota::Settings::default()
-    }
-}
-
-/// An error and its causes.
-pub(super) fn explain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        None => error.to_string(),
-        Some(cause) => format!("{error}: {}", explain(cause)),
     }
 }

@@ -35,9 +35,9 @@ use super::{
     connection::{drained, jittered},
     server::Health,
     settings::{Xds, XdsTls},
-    state::{State, explain},
+    state::State,
 };
-use crate::quota::xds::type_url;
+use crate::{causes::with_causes, quota::xds::type_url};
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -75,7 +75,7 @@ pub(super) async fn follow(
     loop {
         let error = tokio::select! {
             () = drained(&mut drain) => return,
-            error = hear(&state, &settings, &health, &mut wait) => explain(&error),
+            error = hear(&state, &settings, &health, &mut wait) => with_causes(&error),
         };
         let pause = jittered(wait, 0.5);
         warn!(server = settings.server, error, again_in = ?pause, "nobody sends quotas; what held before holds");

@@ -20,6 +20,7 @@ use super::{
     screen::Snapshot,
     view::View,
 };
+use crate::causes::with_causes;
 
 /// How long the reader may wait for what an agent answered. Keys are not waited for.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -94,7 +95,7 @@ fn ask(agent: Agent, interval: Duration, sender: Sender<Message>) -> io::Result<
         loop {
             thread::sleep(interval);
             let answer =
-                look(&agent).map(Box::new).map_err(|error| CliError::from(error).with_causes());
+                look(&agent).map(Box::new).map_err(|error| with_causes(&CliError::from(error)));
             if sender.send(Message::Answer(answer)).is_err() {
                 return;
             }
