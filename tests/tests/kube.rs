@@ -21,8 +21,6 @@ macro_rules! lab {
     }};
 }
 
-#[path = "kube/access.rs"]
-mod access;
 #[path = "kube/conditions.rs"]
 mod conditions;
 #[path = "kube/identity.rs"]
