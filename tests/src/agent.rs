@@ -95,6 +95,8 @@ pub struct Agent<'a> {
     namespace: &'a Namespace,
     binary: PathBuf,
     prefix: Vec<String>,
+    /// Where it runs, if its node file is named from there.
+    folder: Option<PathBuf>,
     node_file: PathBuf,
     pins: PathBuf,
     socket: PathBuf,
@@ -112,6 +114,7 @@ impl<'a> Agent<'a> {
             namespace,
             binary: binary(),
             prefix: Vec::new(),
+            folder: None,
             node_file: at("node.yaml"),
             pins: lab.pins(),
             socket: at("weir.sock"),
@@ -142,6 +145,13 @@ impl<'a> Agent<'a> {
         self
     }
 
+    /// Runs in the folder of its node file, and is told its name alone.
+    #[must_use]
+    pub fn in_its_folder(mut self) -> Self {
+        self.folder = self.node_file.parent().map(Path::to_owned);
+        self
+    }
+
     /// Starts the program, and does not wait.
     pub fn launch(&mut self) {
         self.launch_with(&[]);
@@ -153,9 +163,12 @@ impl<'a> Agent<'a> {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.expect("open the agent's log");
         let mut command = self.command();
+        let name = self.node_file.file_name().expect("a file's name");
+        match &self.folder {
+            Some(folder) => command.current_dir(folder).arg("--node-file").arg(name),
+            None => command.arg("--node-file").arg(&self.node_file),
+        };
         command
-            .arg("--node-file")
-            .arg(&self.node_file)
             .arg("--socket")
             .arg(&self.socket)
             .args(more)

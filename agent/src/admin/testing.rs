@@ -394,6 +394,7 @@ pub(crate) fn status() -> Status {
         node_file: "/etc/weir/node.yaml".to_owned(),
         loaded_at: 43_000.0,
         reloads: Reloads { succeeded: 4, failed: 1 },
+        trial: None,
         problems: vec!["node.yaml:1:1: error: unknown key `modes`".to_owned()],
         workloads: vec![web, mysql, batch],
         uplinks: uplinks

@@ -6,10 +6,11 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tracing::warn;
 
 use crate::policy::LastGood;
 
@@ -28,6 +29,35 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
         Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// A file that keeps something for the next start.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    path: PathBuf,
+    /// Why it could not be written, once that was said.
+    failure: Option<String>,
+}
+
+impl Keeper {
+    pub(crate) const fn new(path: PathBuf) -> Self {
+        Self { path, failure: None }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes it; whether that was done. It is to be tried again, and the same failure is said once.
+    pub(crate) fn keep(&mut self, memory: &impl Serialize) -> bool {
+        let failure = store(&self.path, memory).err().map(|problem| problem.to_string());
+        if let Some(why) = failure.as_ref().filter(|why| self.failure.as_ref() != Some(*why)) {
+            let path = self.path.display();
+            warn!(%path, error = why, "this is not kept for the next start; it is tried again");
+        }
+        self.failure = failure;
+        self.failure.is_none()
     }
 }
 

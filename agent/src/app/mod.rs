@@ -211,8 +211,9 @@ async fn agent(options: Options) -> anyhow::Result<()> {
     let trial = trial::path(&options.socket);
     // Which file holds now, and which version of it.
     let look = || {
-        let trial = trial::current(&trial).map(Path::to_owned);
-        let stamp = Stamp::of(trial.as_deref().unwrap_or(&options.node_file));
+        let trial = trial::current(&trial);
+        let holds = trial.as_ref().map_or(&options.node_file, |trial| &trial.path);
+        let stamp = Stamp::of(holds);
         (trial, stamp)
     };
     let mut seen = look();

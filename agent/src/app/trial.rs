@@ -8,7 +8,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use tracing::{info, warn};
@@ -23,10 +23,27 @@ pub fn end(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|meta| meta.modified()).ok()
 }
 
+/// A trial.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trial {
+    /// The file.
+    pub path: PathBuf,
+    /// When it ends.
+    pub ends: SystemTime,
+}
+
+impl Trial {
+    /// When it ends, in seconds since 1970.
+    pub fn ends_seconds(&self) -> f64 {
+        self.ends.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+    }
+}
+
 /// The trial, while it holds. One that has ended is removed.
-pub(super) fn current(path: &Path) -> Option<&Path> {
-    if SystemTime::now() < end(path)? {
-        return Some(path);
+pub(super) fn current(path: &Path) -> Option<Trial> {
+    let ends = end(path)?;
+    if SystemTime::now() < ends {
+        return Some(Trial { path: path.to_owned(), ends });
     }
     match fs::remove_file(path) {
         Ok(()) => {

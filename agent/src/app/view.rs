@@ -25,6 +25,8 @@ pub struct Status {
     pub loaded_at: f64,
     /// How often the file was read.
     pub reloads: Reloads,
+    /// The file that holds, or should, in place of the node file; absent when that holds.
+    pub trial: Option<TrialStatus>,
     /// What is wrong with the file on disk, and what holds in its place.
     pub problems: Vec<String>,
     /// The workloads, in the file's order.
@@ -39,6 +41,16 @@ pub struct Status {
     pub live_handshakes: u64,
     /// Counts of open connections that were wrong, and that audits have corrected.
     pub corrected_counts: u64,
+}
+
+/// A file on trial.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrialStatus {
+    /// When the node file holds again unless the trial is confirmed, seconds since 1970.
+    pub ends: f64,
+    /// Whether it was understood, perhaps but for single values. Else the last good file holds.
+    pub holds: bool,
 }
 
 /// What is known of the node's pods, and how.

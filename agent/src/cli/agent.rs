@@ -104,6 +104,8 @@ impl Agent {
             }
             return Ok(removed);
         };
+        // Others ask for it from elsewhere: `weir confirm` writes it.
+        let node_file = std::path::absolute(node_file).context("where is the node file?")?;
         let level = telemetry::init(&self.log, self.log_format).context("cannot start the log")?;
         let node = self.node_name.filter(|_| self.kubernetes);
         let cgroups = self.cgroup_root;

@@ -1,12 +1,12 @@
 //! `weir apply` and `weir confirm`: a new node file that takes itself back unless it is wanted.
 
 use std::{
-    fs::{self, File, FileTimes, OpenOptions},
+    fs::{self, FileTimes, Metadata, OpenOptions, Permissions},
     io::Write,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
@@ -14,7 +14,10 @@ use clap::Args;
 
 use super::{Asked, Exit, client::Question, error::CliError, look::Look, pause::Time};
 use crate::{
-    app::{trial, view::Status},
+    app::{
+        trial::{self, Trial},
+        view::{Status, TrialStatus},
+    },
     config,
 };
 
@@ -57,30 +60,34 @@ impl Apply {
         }
         let agent = self.asked.agent();
         let status = || agent.ask::<Status>(&Question::get("/status")).map(|answer| answer.value);
-        let before = status()?;
-        let until = SystemTime::now() + self.confirm.duration();
+        // Whoever is not there must not find a trial later.
+        status()?;
         let path = trial::path(&self.asked.socket);
-        replace(&path, &text, 0o600, Some(until))?;
+        let trial = Trial { path, ends: SystemTime::now() + self.confirm.duration() };
+        replace(&trial.path, &text, &Like::Trial(trial.ends))?;
         let patience = Instant::now() + PATIENCE;
-        while status()?.reloads == before.reloads {
-            if Instant::now() > patience {
-                // What nobody reads must not come into force later.
-                let _ = fs::remove_file(&path);
-                return Err(anyhow::anyhow!(
-                    "the agent did not read {}; nothing was changed",
-                    path.display()
-                )
-                .into());
+        let status = loop {
+            let status = status()?;
+            let is_ours = |seen: &TrialStatus| (seen.ends - trial.ends_seconds()).abs() < 0.001;
+            match status.trial.filter(is_ours) {
+                Some(seen) if seen.holds => break status,
+                None if Instant::now() < patience => thread::sleep(Duration::from_millis(50)),
+                seen => {
+                    // What nobody reads must not come into force later.
+                    let _ = fs::remove_file(&trial.path);
+                    let did = if seen.is_some() { "understand" } else { "read" };
+                    let path = trial.path.display();
+                    let error = format!("the agent did not {did} {path}; nothing was changed");
+                    return Err(anyhow::Error::msg(error).into());
+                }
             }
-            thread::sleep(Duration::from_millis(50));
-        }
-        let seconds = until.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let when = (Look::of_stdout().local)(seconds);
+        };
+        let when = (Look::of_stdout().local)(trial.ends_seconds());
         writeln!(
             out,
             "{} holds on trial until {when}: keep it with `weir confirm`, or {} holds again",
             self.file.display(),
-            before.node_file
+            status.node_file
         )?;
         Ok(Exit::Ok)
     }
@@ -95,7 +102,11 @@ impl Confirm {
         }
         let text = config::load(&path).context("the trial cannot be read")?;
         let status = self.asked.agent().ask::<Status>(&Question::get("/status"))?.value;
-        replace(Path::new(&status.node_file), &text, 0o644, None)?;
+        // A link stays one: what it leads to is replaced.
+        let node_file = Path::new(&status.node_file);
+        let node_file = fs::canonicalize(node_file).unwrap_or_else(|_| node_file.to_owned());
+        let like = fs::metadata(&node_file).map_or(Like::New, |before| Like::Before(before.into()));
+        replace(&node_file, &text, &like)?;
         // First the node file, then the end of the trial: what holds is the same all the while.
         fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         writeln!(out, "{} holds, and stays", status.node_file)?;
@@ -103,16 +114,45 @@ impl Confirm {
     }
 }
 
-/// Replaces a file in one step, and perhaps sets its time of change.
-fn replace(path: &Path, text: &str, mode: u32, changed: Option<SystemTime>) -> anyhow::Result<()> {
+/// What a file that replaces another is to be like.
+enum Like {
+    /// A trial that ends then: for root alone.
+    Trial(SystemTime),
+    /// The file that it replaces.
+    Before(Rights),
+    /// A file that was not there.
+    New,
+}
+
+/// Who may read and write a file.
+struct Rights {
+    mode: u32,
+    user: u32,
+    group: u32,
+}
+
+impl From<Metadata> for Rights {
+    fn from(file: Metadata) -> Self {
+        Self { mode: file.mode() & 0o7777, user: file.uid(), group: file.gid() }
+    }
+}
+
+/// Replaces a file in one step.
+fn replace(path: &Path, text: &str, like: &Like) -> anyhow::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let write = || {
-        let mut file: File =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&beside)?;
+        // Nobody else's until it is whole, whatever was left there.
+        let _ = fs::remove_file(&beside);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
         file.write_all(text.as_bytes())?;
-        if let Some(changed) = changed {
-            file.set_times(FileTimes::new().set_modified(changed))?;
+        match like {
+            Like::Trial(ends) => file.set_times(FileTimes::new().set_modified(*ends))?,
+            Like::Before(Rights { mode, user, group }) => {
+                fchown(&file, Some(*user), Some(*group))?;
+                file.set_permissions(Permissions::from_mode(*mode))?;
+            }
+            Like::New => file.set_permissions(Permissions::from_mode(0o644))?,
         }
         file.sync_all()?;
         fs::rename(&beside, path)

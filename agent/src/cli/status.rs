@@ -79,6 +79,14 @@ fn head(text: &mut String, status: &view::Status, look: &Look) -> std::fmt::Resu
         look.paint(Mood::Bad, "never understood")
     };
     writeln!(text, "node file {}, {read}", clean(&status.node_file))?;
+    if let Some(trial) = &status.trial {
+        let (until, left) = ((look.local)(trial.ends), duration((trial.ends - look.now).max(0.0)));
+        let said = match trial.holds {
+            true => format!("another file holds on trial until {until} ({left} left)"),
+            false => "a file on trial was not understood; the last good one holds".to_owned(),
+        };
+        writeln!(text, "{}", look.paint(Mood::Notable, &said))?;
+    }
     if let Some(kubernetes) = &status.kubernetes {
         let (node, pods) = (clean(&kubernetes.node), count(kubernetes.pods, "pod", "pods"));
         let doubt = kubernetes.doubt().map_or_else(String::new, |doubt| {

@@ -1,7 +1,7 @@
 //! The index between those who feed it and the engine that takes from it.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -10,7 +10,10 @@ use tokio::sync::Notify;
 use tracing::warn;
 
 use super::{index::Index, post::Posted};
-use crate::{app::memory, config::Workload};
+use crate::{
+    app::memory::{self, Keeper},
+    config::Workload,
+};
 
 /// A watch that fails is tried again within a minute. One that has not failed for longer stands,
 /// though nothing may have happened since that it could tell of.
@@ -20,7 +23,7 @@ const RECOVERED: Duration = Duration::from_secs(90);
 #[derive(Debug)]
 pub struct Cluster {
     node: String,
-    path: PathBuf,
+    file: Mutex<Keeper>,
     state: Mutex<State>,
     changed: Notify,
     posted: Arc<Posted>,
@@ -91,7 +94,7 @@ impl Cluster {
         };
         Self {
             node,
-            path,
+            file: Mutex::new(Keeper::new(path)),
             state: Mutex::new(state),
             changed: Notify::new(),
             posted: Arc::default(),
@@ -177,9 +180,9 @@ impl Cluster {
             }
             state.index.clone()
         };
-        if let Err(problem) = memory::store(&self.path, &index) {
-            let path: &Path = &self.path;
-            warn!(path = %path.display(), error = %problem, "the pods were not kept for the next start");
+        let is_kept = self.file.lock().unwrap_or_else(PoisonError::into_inner).keep(&index);
+        if !is_kept {
+            self.state().is_newer = true;
         }
     }
 }

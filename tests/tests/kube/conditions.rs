@@ -1,6 +1,7 @@
 //! What can be said of each pod, and what is said on the pods themselves.
 
 use serde_json::{Value, json};
+use weir_common::layout::MAX_WORKLOADS;
 use weir_tests::{
     agent::eventually,
     kubelet::{pod_of, uid},
@@ -54,6 +55,36 @@ fn every_pod_has_a_condition() {
     // It is there as soon as it has a process.
     let _container = cluster.kubelet.run(&uid(3), cluster.node.namespace(), pending.namespace());
     await_attached(&agent, &name(pending));
+}
+
+/// More workloads than a node has room for: that is said for as long as it is so, and once.
+#[test]
+fn what_the_kernel_has_no_room_for_is_a_problem_until_it_has() {
+    let lab = lab!();
+    let cluster = Cluster::new(&lab);
+    let web = cluster.node.pod("web").unwrap();
+    let workload = |number: u32| {
+        format!(
+            "  - name: w{number}\n    interface: none{number}\n    policy: {{ connections.80: 1/s }}\n"
+        )
+    };
+    let many: String = (0..MAX_WORKLOADS).map(workload).collect();
+    let agent = cluster.agent(&lab, &format!("workloads:\n{many}"));
+    let full = || {
+        let problems = agent.status().problems;
+        problems.iter().filter(|problem| problem.contains("not all of it holds")).count()
+    };
+    assert_eq!(full(), 1);
+    let _container = cluster.start(&web, &uid(1), json!({"weir.dev/connections.80": "5/s"}));
+    for value in ["6/s", "7/s", "8/s"] {
+        cluster.server.annotate("pods", &name(&web), "weir.dev/connections.80", Some(value));
+        let lines = || agent.explain(&name(&web)).lines;
+        eventually("it is read", lines, |lines| lines.iter().any(|line| line.value == value));
+        assert_eq!(full(), 1);
+    }
+    agent.rewrite(NOTHING);
+    eventually("there is room", full, |count| *count == 0);
+    await_limit(&agent, &name(&web), Some("8/s"));
 }
 
 fn notes(events: &[Value], reason: &str) -> Vec<String> {

@@ -3,6 +3,7 @@
 
 use std::{
     fs::{self, File, FileTimes},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     process::{Command, Output},
     time::{Duration, SystemTime},
 };
@@ -87,4 +88,53 @@ fn a_trial_outlives_the_agent_and_its_end_does_too() {
     agent.restart();
     assert_eq!(agent.limit("web").value, "2/s");
     assert!(!trial.exists());
+}
+
+/// What was tried and not wanted is no last good policy, for this agent or for the next.
+#[test]
+fn a_trial_that_nobody_confirmed_was_never_good() {
+    let lab = lab!();
+    let node = lab.node("node").unwrap();
+    let web = node.pod("web").unwrap();
+    let file = |rate: &str| Side::Host.node_file(&web, &[&format!("connections.80: {rate}")]);
+    let mut agent = Agent::start(&lab, node.namespace(), &file("2/s"));
+    let (code, said) = apply(&agent, &file("9/s"), "2s");
+    assert_eq!(code, Some(0), "{said}");
+    let trial = agent.status().trial.unwrap();
+    assert!(trial.holds);
+    let shown = weir(&agent, &["status"]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("on trial until"), "{shown:?}");
+    eventually("the trial ends", || agent.status().trial, Option::is_none);
+    // One value cannot be read, then nothing can.
+    for broken in [file("many"), "workloads: [".to_owned()] {
+        agent.rewrite(&broken);
+        assert_eq!(agent.limit("web").value, "2/s", "{broken}");
+    }
+    agent.kill();
+    agent.restart();
+    assert_eq!(agent.limit("web").value, "2/s");
+}
+
+#[test]
+fn what_is_confirmed_is_written_where_the_node_file_is_and_with_its_rights() {
+    let lab = lab!();
+    let node = lab.node("node").unwrap();
+    let web = node.pod("web").unwrap();
+    let file = |rate: &str| Side::Host.node_file(&web, &[&format!("connections.80: {rate}")]);
+    let agent = Agent::new(&lab, node.namespace(), &file("2/s"));
+    let real = agent.node_file().with_file_name("real.yaml");
+    fs::rename(agent.node_file(), &real).unwrap();
+    fs::set_permissions(&real, fs::Permissions::from_mode(0o640)).unwrap();
+    symlink(&real, agent.node_file()).unwrap();
+    // As an agent is started by hand: with a path that means something else elsewhere.
+    let mut agent = agent.in_its_folder();
+    agent.launch();
+    agent.await_ready();
+    let (code, said) = apply(&agent, &file("3/s"), "1h");
+    assert_eq!(code, Some(0), "{said}");
+    let confirmed = weir(&agent, &["confirm"]);
+    assert!(confirmed.status.success(), "{confirmed:?}");
+    assert_eq!(fs::read_link(agent.node_file()).unwrap(), real);
+    assert_eq!(fs::read_to_string(&real).unwrap(), file("3/s"));
+    assert_eq!(fs::metadata(&real).unwrap().mode() & 0o777, 0o640);
 }

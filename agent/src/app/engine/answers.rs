@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use weir_common::layout::Hook;
 
-use super::{Engine, Known, attachments::is_pod, seconds};
+use super::{Applied, Engine, Known, attachments::is_pod, seconds};
 use crate::{
     app::{
         observe::{Scope, is_inbound_rate},
@@ -38,7 +38,8 @@ impl Engine {
             node_file: self.path.display().to_string(),
             loaded_at: self.loaded_at,
             reloads: self.reloads,
-            problems: self.problems.clone(),
+            trial: self.trial_status(),
+            problems: self.problems(),
             workloads: self.workloads.iter().map(|known| self.workload_status(known)).collect(),
             uplinks: self.uplinks.clone(),
             kubernetes: self.pods.status(),
@@ -46,6 +47,15 @@ impl Engine {
             live_handshakes: handshakes as u64,
             corrected_counts: self.auditor.corrected(),
         }
+    }
+
+    /// What is wrong with the file, and whether the kernel holds less than it should.
+    fn problems(&self) -> Vec<String> {
+        let unapplied = match &self.applied {
+            Applied::Partly(why) => Some(format!("not all of it holds: {why}")),
+            Applied::NotYet | Applied::Whole => None,
+        };
+        self.problems.iter().cloned().chain(unapplied).collect()
     }
 
     /// One workload: what holds, where it comes from, what was refused.

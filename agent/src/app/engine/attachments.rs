@@ -8,11 +8,12 @@ use std::{
 
 use tracing::{error, info, warn};
 
-use super::{Engine, Known, explain_error};
+use super::{Engine, Known};
 use crate::{
     app::view,
+    causes::with_causes,
     compile::{Identity, WorkloadTable},
-    config::{self, Location},
+    config::{self, Location, PodLocation},
     datapath::{self, Attached, Attachment, Caller, DatapathError, Target},
     quota,
     workload::{self, Interface, Resolved, interfaces},
@@ -49,7 +50,7 @@ impl Engine {
                         Err(problem) => _ = unhooked.insert(identity, problem.to_string()),
                     }
                 }
-                Err(problem) => _ = missing.insert(identity, explain_error(&problem)),
+                Err(problem) => _ = missing.insert(identity, with_causes(&problem)),
             }
         }
         let uplinks = self.wanted_uplinks(&host, &mut wanted);
@@ -82,12 +83,12 @@ impl Engine {
                 for (workload, result) in results {
                     match result {
                         Ok(()) => _ = hooked.insert(workload),
-                        Err(problem) => _ = unhooked.insert(workload, explain_error(&problem)),
+                        Err(problem) => _ = unhooked.insert(workload, with_causes(&problem)),
                     }
                 }
             }
             Err(problem) => {
-                let problem = explain_error(&problem);
+                let problem = with_causes(&problem);
                 unhooked.extend(callers.iter().map(|caller| (caller.workload, problem.clone())));
             }
         }
@@ -121,7 +122,7 @@ impl Engine {
         let mut uplinks = Vec::new();
         for uplink in &self.file.uplinks {
             let Some(found) = workload::resolve_uplink(uplink, host) else { continue };
-            let found = found.map_err(|problem| explain_error(&problem));
+            let found = found.map_err(|problem| with_causes(&problem));
             if let Ok(attachment) = &found {
                 wanted.push(attachment.clone());
             }
@@ -147,7 +148,7 @@ impl Engine {
             }
             let result = match result {
                 Ok(how) => Ok(how.clone()),
-                Err(problem) => Err(explain_error(problem)),
+                Err(problem) => Err(with_causes(problem)),
             };
             // It is attached when all its interfaces are.
             match attached.entry(*workload) {
@@ -201,18 +202,33 @@ impl Engine {
     /// Which workload has which address, as far as its interface was found.
     pub fn addresses(&self) -> Vec<(IpAddr, quota::Workload)> {
         let of = |known: &Known| {
-            // A pod's are told; others' are found at their interface.
-            let found = known.seen_at.as_ref().map(|(_, addresses)| addresses);
-            let addresses = Some(&known.addresses).filter(|told| !told.is_empty()).or(found)?;
+            let found = known.seen_at.as_ref().map(|(_, addresses)| addresses.as_slice());
             let (namespace, name) = known.name.split_once('/').unwrap_or(("", &known.name));
             let workload = quota::Workload {
                 namespace: namespace.into(),
                 name: name.into(),
                 identity: known.key.as_str().into(),
             };
-            Some(addresses.iter().map(move |address| (*address, workload.clone())).collect())
+            let addresses = own_addresses(&known.location, &known.addresses, found);
+            let pairs = addresses.iter().map(|address| (*address, workload.clone()));
+            pairs.collect::<Vec<_>>()
         };
-        self.workloads.iter().filter_map(of).flat_map(|some: Vec<_>| some).collect()
+        self.workloads.iter().flat_map(of).collect()
+    }
+}
+
+/// The addresses by which a workload is known. A pod's are told; others' are found at their
+/// interface.
+fn own_addresses<'a>(
+    location: &Location,
+    told: &'a [IpAddr],
+    found: Option<&'a [IpAddr]>,
+) -> &'a [IpAddr] {
+    match location {
+        // The node's address is that of every process on it: it says nothing about who asks.
+        Location::Pod(PodLocation::Node) => &[],
+        _ if !told.is_empty() => told,
+        _ => found.unwrap_or_default(),
     }
 }
 
@@ -231,7 +247,7 @@ fn uplink_status(
 ) -> view::UplinkStatus {
     let attached = found.and_then(|attachment| match results.get(&attachment) {
         Some(Ok(attached)) => Ok(attached.kind.to_owned()),
-        Some(Err(problem)) => Err(explain_error(problem)),
+        Some(Err(problem)) => Err(with_causes(problem)),
         None => Err("not attached".to_owned()),
     });
     match attached {
@@ -242,4 +258,21 @@ fn uplink_status(
 
 pub(super) const fn is_pod(location: &Location) -> bool {
     matches!(location, Location::Pod(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_known_by_the_nodes_own_address() {
+        let (told, found) = ([IpAddr::from([10, 0, 0, 1])], [IpAddr::from([10, 0, 0, 2])]);
+        let node = Location::Pod(PodLocation::Node);
+        assert!(own_addresses(&node, &told, Some(&found)).is_empty());
+        let pod = Location::Pod(PodLocation::Cgroup("u-1".to_owned()));
+        assert_eq!(own_addresses(&pod, &told, Some(&found)), told);
+        let host = Location::Host { interface: "eth0".to_owned() };
+        assert_eq!(own_addresses(&host, &[], Some(&found)), found);
+        assert!(own_addresses(&host, &[], None).is_empty());
+    }
 }

@@ -2,12 +2,13 @@
 
 use tracing::warn;
 
-use super::{Engine, answers::Condition, explain_error, seconds};
+use super::{Engine, answers::Condition, seconds};
 use crate::{
     app::{
         history::{Facts, Part},
-        memory, view,
+        view,
     },
+    causes::with_causes,
     compile::LineRef,
     policy::{Effective, Origin, Period},
 };
@@ -46,12 +47,10 @@ impl Engine {
     }
 
     pub(super) fn keep_history(&mut self) {
-        if !std::mem::take(&mut self.history_changed) {
+        if !self.history_changed {
             return;
         }
-        if let Err(problem) = memory::store(&self.history_path, &self.history) {
-            warn!(path = %self.history_path.display(), error = %problem, "what changed was not kept for the next start");
-        }
+        self.history_changed = !self.history_file.keep(&self.history);
     }
 
     /// Pauses enforcement, or ends a pause, at somebody's word; the names it concerned. The kernel
@@ -92,7 +91,7 @@ impl Engine {
                 Err(problem) => {
                     let (workloads, seconds) = (&names, pause.seconds);
                     warn!(?workloads, seconds, "audit: a pause reached these and then failed");
-                    return Err(explain_error(&problem));
+                    return Err(with_causes(&problem));
                 }
             }
         }

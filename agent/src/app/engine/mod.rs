@@ -11,6 +11,7 @@ mod evidence;
 mod pods;
 mod quotas;
 mod refusals;
+mod trials;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -22,15 +23,16 @@ use std::{
 use tokio::sync::broadcast;
 use tracing::{debug, error, info, warn};
 
-use self::{evidence::Evidence, pods::Pods, quotas::Spent};
+use self::{evidence::Evidence, pods::Pods, quotas::Spent, trials::OnTrial};
 use super::{
     history::History,
-    memory::{self, Memory},
+    memory::{self, Keeper, Memory},
     observe::Observer,
     view,
 };
 use crate::{
     audit::Auditor,
+    causes::with_causes,
     clock::Clock,
     compile::{Change, Compiled, Identity, NodeFacts, Tables, compile, diff},
     config::{self, Evaluated, Location, NodeFile, Report, evaluate_all, read},
@@ -52,8 +54,8 @@ pub struct Engine {
     began_ns: u64,
     path: PathBuf,
     /// The file that holds in its place for now.
-    trial: Option<PathBuf>,
-    memory: PathBuf,
+    trial: Option<OnTrial>,
+    memory: Keeper,
     /// The text of the file that holds; empty when none was ever good.
     text: String,
     file: NodeFile,
@@ -68,9 +70,11 @@ pub struct Engine {
     workloads: Vec<Known>,
     uplinks: Vec<view::UplinkStatus>,
     tables: Tables,
+    /// Whether the kernel holds the tables.
+    applied: Applied,
     observer: Observer,
     history: History,
-    history_path: PathBuf,
+    history_file: Keeper,
     /// Whether the history is newer than its file.
     history_changed: bool,
     auditor: Auditor,
@@ -80,6 +84,16 @@ pub struct Engine {
     latest: VecDeque<view::Refusal>,
     trace: broadcast::Sender<view::Refusal>,
     decided: bool,
+}
+
+/// Whether the kernel holds what it should.
+enum Applied {
+    /// Nothing was tried: whatever an agent before this one left is there.
+    NotYet,
+    /// All of it.
+    Whole,
+    /// Not all of it, and why.
+    Partly(String),
 }
 
 /// A workload of the file, or a pod.
@@ -120,8 +134,8 @@ impl Engine {
             began_ns: clock.boottime_ns(),
             path,
             trial: None,
-            history_path: memory.with_file_name("history.json"),
-            memory,
+            history_file: Keeper::new(memory.with_file_name("history.json")),
+            memory: Keeper::new(memory),
             text: String::new(),
             file: NodeFile::default(),
             last_good: BTreeMap::new(),
@@ -133,6 +147,7 @@ impl Engine {
             workloads: Vec::new(),
             uplinks: Vec::new(),
             tables: Tables::default(),
+            applied: Applied::NotYet,
             observer: Observer::default(),
             history: History::default(),
             history_changed: false,
@@ -150,13 +165,13 @@ impl Engine {
 
     /// What held before this process, so that a file that is broken now removes nothing.
     fn remember_last_good(&mut self) {
-        match memory::load(&self.history_path) {
+        match memory::load(self.history_file.path()) {
             Ok(history) => self.history = history.unwrap_or_default(),
             Err(problem) => {
-                warn!(path = %self.history_path.display(), error = %problem, "what changed before is not known");
+                warn!(path = %self.history_file.path().display(), error = %problem, "what changed before is not known");
             }
         }
-        match memory::load::<Memory>(&self.memory) {
+        match memory::load::<Memory>(self.memory.path()) {
             Ok(Some(memory)) => {
                 let name = self.path.display().to_string();
                 if let Ok(reading) = read(&memory.file, &name, None) {
@@ -166,14 +181,9 @@ impl Engine {
             }
             Ok(None) => {}
             Err(problem) => {
-                warn!(path = %self.memory.display(), error = %problem, "the last good policy is not known");
+                warn!(path = %self.memory.path().display(), error = %problem, "the last good policy is not known");
             }
         }
-    }
-
-    /// From the next reload on, this file holds in place of the node file; with `None`, that again.
-    pub fn try_out(&mut self, trial: Option<PathBuf>) {
-        self.trial = trial;
     }
 
     /// These are the quotas that workloads may name.
@@ -190,7 +200,7 @@ impl Engine {
     /// Reads the file and makes it hold. What cannot be understood keeps what it was.
     pub fn reload(&mut self) {
         self.quotas.look();
-        let path = self.trial.as_ref().unwrap_or(&self.path);
+        let path = self.path();
         let name = path.display().to_string();
         let reading = config::load(path).map_err(|error| error.to_string()).and_then(|text| {
             read(&text, &name, Some(&self.file))
@@ -212,6 +222,7 @@ impl Engine {
                 (None, None)
             }
         };
+        self.note_trial(text.is_some());
         let file = self.file.clone();
         let pods = self.pods.workloads();
         let workloads = file.workloads.iter().chain(pods.iter().map(Arc::as_ref));
@@ -236,18 +247,6 @@ impl Engine {
             self.reconcile();
         }
         self.keep_last_good();
-    }
-
-    /// Keeps what is good now for the next start.
-    fn keep_last_good(&mut self) {
-        // What no file was good for is not kept either.
-        if !std::mem::take(&mut self.last_good_changed) || self.text.is_empty() {
-            return;
-        }
-        let memory = Memory { file: self.text.clone(), last_good: self.last_good.clone() };
-        if let Err(problem) = memory::store(&self.memory, &memory) {
-            warn!(path = %self.memory.display(), error = %problem, "the last good policy was not kept for the next start");
-        }
     }
 
     fn compile(&self, evaluated: &[Evaluated<'_>]) -> Compiled {
@@ -275,12 +274,12 @@ impl Engine {
         let now = self.now();
         // What is spent no more leaves its cell before the cell is given back.
         self.quotas.leave(&quotas, &self.datapath, now);
-        if let Err(problem) = self.datapath.apply(&tables) {
-            error!(error = &problem as &dyn std::error::Error, "the tables do not hold as a whole");
-            self.problems.push(explain_error(&problem));
+        let is_news = self.tables != tables;
+        self.tables = tables;
+        if is_news || !matches!(self.applied, Applied::Whole) {
+            self.apply();
         }
         self.quotas.enter(quotas, &self.datapath, now);
-        self.tables = tables;
         let mut before: BTreeMap<String, Known> =
             self.workloads.drain(..).map(|known| (known.key.clone(), known)).collect();
         let mut moved = before.len() != evaluated.len();
@@ -328,6 +327,21 @@ impl Engine {
         moved
     }
 
+    /// Makes the kernel hold the tables. What it refuses is tried again every second: room may come
+    /// with the grace of what was freed.
+    fn apply(&mut self) {
+        self.applied = match self.datapath.apply(&self.tables) {
+            Ok(()) => Applied::Whole,
+            Err(problem) => {
+                let why = with_causes(&problem);
+                if !matches!(&self.applied, Applied::Partly(known) if *known == why) {
+                    error!(error = why, "the tables do not hold as a whole");
+                }
+                Applied::Partly(why)
+            }
+        };
+    }
+
     /// Where the file wants metrics and health to be served.
     pub const fn listen(&self) -> Option<SocketAddr> {
         self.file.listen
@@ -348,6 +362,9 @@ impl Engine {
         self.observer.look(&self.datapath, &self.tables, self.clock.monotonic_ns());
         if self.quotas.have_changed() {
             self.reload();
+        }
+        if matches!(self.applied, Applied::Partly(_)) {
+            self.apply();
         }
         // A pause that has ended was ended by the kernel, which tells nobody.
         self.note_states();
@@ -370,17 +387,6 @@ impl Engine {
 /// Effective changes, for whoever asks later what changed and when.
 fn audit(workload: &str, change: &Change) {
     info!(workload, change = %serde_json::to_string(change).unwrap_or_default(), "audit: policy");
-}
-
-/// An error with its causes, in one line.
-fn explain_error(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text = format!("{text}: {source}");
-        cause = source.source();
-    }
-    text
 }
 
 fn seconds(ns: u64) -> f64 {
