@@ -82,7 +82,14 @@ impl Hooks {
             }
             results.insert(caller.workload, result);
         }
-        // A caller goes before its addresses do, and comes after them.
+        // A caller comes after its addresses, and goes before they do; one that has another place now
+        // changes it before they go.
+        for (&namespace, &slot) in &callers {
+            writers
+                .callers
+                .insert(namespace, slot, 0)
+                .map_err(|source| DatapathError::Map { name: "CALLERS", source })?;
+        }
         let known: Vec<u64> = writers.callers.keys().filter_map(Result::ok).collect();
         for namespace in known.into_iter().filter(|known| !callers.contains_key(known)) {
             let _ = writers.callers.remove(&namespace);
@@ -94,12 +101,6 @@ impl Hooks {
         if callers.is_empty() {
             self.detach();
             return Ok(results);
-        }
-        for (namespace, slot) in callers {
-            writers
-                .callers
-                .insert(namespace, slot, 0)
-                .map_err(|source| DatapathError::Map { name: "CALLERS", source })?;
         }
         self.attach(programs)?;
         Ok(results)

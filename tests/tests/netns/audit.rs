@@ -4,10 +4,6 @@ use std::{
     fs,
     io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
-    os::{
-        fd::AsRawFd as _,
-        unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
-    },
     path::Path,
     sync::{Arc, Mutex},
     thread,
@@ -26,8 +22,9 @@ use weir_common::{
     track::{Phase, phase},
 };
 use weir_tests::{
-    agent::{Agent, binary, eventually},
+    agent::{Agent, eventually},
     bpf::{Foreign, Hook, Place},
+    open::abort,
     site::{Side, addresses, ask, run, serve},
 };
 
@@ -37,14 +34,8 @@ on_each_side! {
 
 /// An agent that audits every second.
 fn audited<'a>(lab: &Lab, namespace: &'a Namespace, node_file: &str) -> Agent<'a> {
-    let script = lab.directory().join("weir-audited");
-    let mut text = b"#!/bin/sh\nWEIR_AUDIT_INTERVAL=1 exec '".to_vec();
-    text.extend(binary().as_os_str().as_bytes());
-    text.extend(b"' \"$@\"\n");
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     let mut agent = Agent::new(lab, namespace, node_file);
-    agent.upgrade_to(script);
+    agent.behind(["env", "WEIR_AUDIT_INTERVAL=1"].map(str::to_owned).into());
     agent.launch();
     agent.await_ready();
     agent
@@ -82,20 +73,7 @@ impl Holder {
 
     /// Closes without a word that could be repeated: one RST, and the socket is gone.
     fn cut_all(&self) {
-        for stream in self.held.lock().unwrap().drain(..) {
-            let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-            // SAFETY: the value is a `linger`, and the length says so.
-            let failed = unsafe {
-                libc::setsockopt(
-                    stream.as_raw_fd(),
-                    libc::SOL_SOCKET,
-                    libc::SO_LINGER,
-                    (&raw const linger).cast(),
-                    size_of::<libc::linger>() as libc::socklen_t,
-                )
-            };
-            assert_eq!(failed, 0);
-        }
+        self.held.lock().unwrap().drain(..).for_each(abort);
     }
 }
 
@@ -546,8 +524,7 @@ fn without_a_heartbeat_counts_refuse_nobody() {
     let beat = || config(&agent.layout()).1.heartbeat_ns;
     let first = beat();
     let second = eventually("the heart beats", beat, |beat| *beat > first);
-    let third = eventually("the heart beats on", beat, |beat| *beat > second);
-    assert!(third - first < 15_000_000_000, "{first} {second} {third}");
+    eventually("the heart beats on", beat, |beat| *beat > second);
     let to = SocketAddr::new(web.ipv4().into(), 80);
     let (three, refused) = open(client.namespace(), to, 5);
     assert_eq!((three.len(), refused), (3, 2));

@@ -89,7 +89,6 @@ fn a_closed_port_trips_it_and_an_open_one_closes_it(lab: &Lab, side: Side) {
     assert_eq!(agent.decisions("web", "tc ingress", "reset breaker_open"), 52);
     // Each at its first SYN, and by a segment that its stack believes.
     assert_eq!(["RetransSegs", "InErrs", "InCsumErrors"].map(count), before);
-    assert!(soon < Duration::from_millis(50), "{soon:?}");
 
     let server = serve(&web, &[80]);
     let first = eventually(

@@ -50,12 +50,15 @@ with_a_namespace! {
 
 /// The cgroups that this machine has, or the test is skipped.
 fn have_cgroups(test: &str) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let found = mounts.contains(" - cgroup2 ");
+    let found = are_cgroups_mounted();
     if !found {
         weir::lab::skip(test, "no cgroup v2 hierarchy is mounted");
     }
     found
+}
+
+fn are_cgroups_mounted() -> bool {
+    fs::read_to_string("/proc/self/mountinfo").unwrap().contains(" - cgroup2 ")
 }
 
 fn start<'a>(lab: &Lab, side: Side, node: &'a Node, app: &Host, policy: &[&str]) -> Agent<'a> {
@@ -191,6 +194,7 @@ fn an_outbound_limit_admits_exactly_what_it_is(lab: &Lab, side: Side) {
     }
     assert_eq!(server.accepted(3306), 10);
     assert_eq!(agent.refused_calls("app", "reset outbound_rate"), 54 + 128);
+    assert_eq!(is_hooked(&agent), are_cgroups_mounted());
     if is_hooked(&agent) {
         refused_in_silence(app.namespace(), to, 4);
     }

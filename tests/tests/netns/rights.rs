@@ -93,7 +93,7 @@ fn the_units_capabilities_are_enough() {
 
 /// What is taken away is missed: the tests above would see a right that is lacking.
 #[test]
-fn without_one_of_them_programs_do_not_load() {
+fn without_the_others_programs_do_not_load() {
     let lab = lab!();
     let node = lab.node("node").unwrap();
     let web = node.pod("web").unwrap();
