@@ -51,11 +51,14 @@ pub fn binary() -> PathBuf {
 /// A lab for `test`, if this machine can make one and there is an agent to put in; if not, the
 /// test is counted as skipped with the reason.
 pub fn lab_or_skip(test: &str) -> Option<Lab> {
-    if !lab::privileged(test) {
-        return None;
-    }
+    (lab::privileged(test) && is_there_or_skip(test)).then(|| Lab::new().expect("make a lab"))
+}
+
+/// Whether there is an agent; if not, the test is counted as skipped with the reason.
+pub fn is_there_or_skip(test: &str) -> bool {
     let binary = binary();
-    if !binary.is_file() {
+    let is_there = binary.is_file();
+    if !is_there {
         assert!(
             env::var_os("WEIR_BIN").is_none(),
             "WEIR_BIN names {}, which is not there",
@@ -63,9 +66,8 @@ pub fn lab_or_skip(test: &str) -> Option<Lab> {
         );
         let reason = format!("no agent at {}: run `cargo xtask build`", binary.display());
         lab::skip(test, &reason);
-        return None;
     }
-    Some(Lab::new().expect("make a lab"))
+    is_there
 }
 
 /// Waits until `holds`, and fails with what was last seen when it takes too long.

@@ -26,7 +26,7 @@ pub use self::{
 };
 use crate::{
     app::view::{Explanation, History, Pause, Recent, Refusal, Status, Suggestion},
-    rls::view::Rls,
+    rls,
     telemetry::LevelHandle,
 };
 
@@ -46,7 +46,7 @@ pub trait Inspect: Send + Sync + 'static {
     /// Pauses enforcement, or ends a pause, at somebody's word; the names it concerned, or why not.
     fn pause(&self, pause: &Pause, by: Peer) -> Result<Vec<String>, String>;
     /// The rate limit service, if it runs.
-    fn rls(&self) -> Option<Rls> {
+    fn rls(&self) -> Option<Arc<rls::State>> {
         None
     }
     /// Whether every workload is decided.

@@ -27,7 +27,7 @@ use crate::{
         Recent, Status, Suggestion, Undecided,
     },
     metrics,
-    rls::view::Rls,
+    rls::view::{Domain, Offender, Rls},
     telemetry::{LevelHandle, Levels},
 };
 
@@ -42,6 +42,8 @@ const ALL: &[&str] = &[
     "GET /suggest/WORKLOAD",
     "GET /recent",
     "GET /rls",
+    "GET /rls/refused",
+    "GET /rls/domains/DOMAIN",
     "GET /trace[?workload=WORKLOAD]",
     "GET /tables",
     "GET /metrics",
@@ -158,6 +160,8 @@ pub(super) fn all(state: &State) -> Router {
         .route("/suggest/{workload}", get(suggest))
         .route("/recent", get(recent))
         .route("/rls", get(rls))
+        .route("/rls/refused", get(refused_most))
+        .route("/rls/domains/{domain}", get(domain))
         .route("/tables", get(tables))
         .route("/log", get(log).put(set_log))
         .route("/pause", post(pause));
@@ -237,10 +241,33 @@ async fn recent(Given(state): Given<State>) -> Result<Json<Recent>, Refused> {
 }
 
 async fn rls(Given(state): Given<State>) -> Result<Json<Rls>, Refused> {
-    state.ask(Inspect::rls).await?.map(Json).ok_or_else(|| {
-        let why = "rate limit requests are not answered here: the node file has no `rls`";
+    let view = |inspect: &dyn Inspect| inspect.rls().map(|rls| rls.view());
+    state.ask(view).await?.map(Json).ok_or_else(no_rls)
+}
+
+async fn refused_most(Given(state): Given<State>) -> Result<Json<Vec<Offender>>, Refused> {
+    let offenders = |inspect: &dyn Inspect| inspect.rls().map(|rls| rls.offenders());
+    state.ask(offenders).await?.map(Json).ok_or_else(no_rls)
+}
+
+async fn domain(Given(state): Given<State>, name: Named) -> Result<Json<Domain>, Refused> {
+    let Path(name) = name?;
+    let asked = name.clone();
+    let look = move |inspect: &dyn Inspect| {
+        inspect.rls().map(|rls| rls.domain(&asked).ok_or_else(|| rls.domains()))
+    };
+    let found = state.ask(look).await?.ok_or_else(no_rls)?;
+    found.map(Json).map_err(|mut known| {
+        known.truncate(NAMED);
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        let why = format!("no quotas are known for the domain `{name}`; known are: {known}");
         Refused::new(StatusCode::NOT_FOUND, why)
     })
+}
+
+fn no_rls() -> Refused {
+    let why = "rate limit requests are not answered here: the node file has no `rls`";
+    Refused::new(StatusCode::NOT_FOUND, why)
 }
 
 /// The path's last segment.
@@ -332,8 +359,9 @@ async fn set_log(
 }
 
 async fn metrics(Given(state): Given<State>) -> Result<Response, Refused> {
-    let (status, rls) =
-        state.ask(|inspect: &dyn Inspect| (inspect.status(), inspect.rls())).await?;
+    let (status, rls) = state
+        .ask(|inspect: &dyn Inspect| (inspect.status(), inspect.rls().map(|rls| rls.view())))
+        .await?;
     let traces = metrics::Traces {
         open: state.open_traces() as u64,
         skipped: state.skipped.load(Ordering::Relaxed),

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     admin::{self, Inspect, Peer},
     clock::Clock,
-    rls::view::Rls,
+    rls,
 };
 
 /// Why nothing is limited in the kernel.
@@ -64,8 +64,8 @@ impl Inspect for Bare {
         Err(WHY.to_owned())
     }
 
-    fn rls(&self) -> Option<Rls> {
-        self.told.view()
+    fn rls(&self) -> Option<Arc<rls::State>> {
+        self.told.state()
     }
 
     fn ready(&self) -> bool {

@@ -42,7 +42,7 @@ use crate::{
     clock::Clock,
     datapath::{Datapath, Events},
     kube::{self, Cluster, Poster},
-    rls::view::Rls,
+    rls,
     telemetry::LevelHandle,
     workload::CgroupEvents,
 };
@@ -130,8 +130,8 @@ impl Inspect for Shared {
         self.engine().pause(pause, &by.to_string())
     }
 
-    fn rls(&self) -> Option<Rls> {
-        self.requests.view()
+    fn rls(&self) -> Option<Arc<rls::State>> {
+        self.requests.state()
     }
 
     fn ready(&self) -> bool {

@@ -12,7 +12,7 @@ use tracing::warn;
 use crate::{
     config::{self, NodeFile},
     quota::{self, Quotas},
-    rls::{self, Running, view::Rls},
+    rls::{self, Running},
 };
 
 use super::memory::{self, Memory};
@@ -22,8 +22,8 @@ use super::memory::{self, Memory};
 pub(super) struct Told(Arc<OnceLock<Arc<rls::State>>>);
 
 impl Told {
-    pub(super) fn view(&self) -> Option<Rls> {
-        self.0.get().map(|state| state.view())
+    pub(super) fn state(&self) -> Option<Arc<rls::State>> {
+        self.0.get().cloned()
     }
 }
 

@@ -6,11 +6,13 @@ use std::{
 };
 
 use clap::Args;
+use serde::de::DeserializeOwned;
 
 use super::{
     Answer, Asked, Exit,
     client::{Question, encode},
     error::CliError,
+    explain_domain,
     look::{Look, Mood, clean, count, duration, rate, value},
     refusals,
     table::{Cell, Side, Table, WIDTH, wrap},
@@ -27,14 +29,20 @@ use crate::{
 /// Where the facts about a line start.
 const FACTS: usize = 13;
 
-/// Show why a workload's connections were refused
+/// Show why a workload's connections, or requests to a domain of quotas, were refused
 ///
-/// Each line of the policy that holds, with its origin, what made it stricter, the tokens that are
-/// left and what it did; the decisions in the kernel; the last ten refusals.
+/// Of a workload: each line of the policy that holds, with its origin, what made it stricter, the
+/// tokens that are left and what it did; the decisions in the kernel; the last ten refusals. Of a
+/// domain: its rules, what was counted for each, the descriptors that are refused most, and callers
+/// who may not ask.
 #[derive(Debug, Args)]
 pub(super) struct Explain {
     /// The workload's name, as `weir status` shows it
-    workload: String,
+    #[arg(required_unless_present = "domain")]
+    workload: Option<String>,
+    /// A domain of Envoy's rate limit service instead
+    #[arg(long, value_name = "DOMAIN", conflicts_with = "workload")]
+    domain: Option<String>,
     #[command(flatten)]
     asked: Asked,
     #[command(flatten)]
@@ -43,8 +51,26 @@ pub(super) struct Explain {
 
 impl Explain {
     pub(super) fn run(self, out: &mut dyn Write) -> Result<Exit, CliError> {
-        let question = Question::get(format!("/explain/{}", encode(&self.workload)));
-        let answered = self.asked.agent().ask::<Explanation>(&question)?;
+        let Self { workload, domain, .. } = &self;
+        match domain {
+            None => {
+                let workload = workload.as_deref().unwrap_or_default();
+                self.show(format!("/explain/{}", encode(workload)), render, out)
+            }
+            Some(domain) => {
+                let path = format!("/rls/domains/{}", encode(domain));
+                self.show(path, explain_domain::render, out)
+            }
+        }
+    }
+
+    fn show<T: DeserializeOwned>(
+        &self,
+        path: String,
+        render: fn(&T, &Look) -> String,
+        out: &mut dyn Write,
+    ) -> Result<Exit, CliError> {
+        let answered = self.asked.agent().ask::<T>(&Question::get(path))?;
         if self.answer.is_json() {
             write_json(out, &answered.raw)?;
         } else {
@@ -93,7 +119,7 @@ fn write_all(text: &mut String, explanation: &Explanation, look: &Look) -> fmt::
     table(text, look, "LAST REFUSALS (sampled)", refusals::table(refusals, look))
 }
 
-fn table(text: &mut String, look: &Look, heading: &str, table: Table) -> fmt::Result {
+pub(super) fn table(text: &mut String, look: &Look, heading: &str, table: Table) -> fmt::Result {
     if table.is_empty() {
         return Ok(());
     }

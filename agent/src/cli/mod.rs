@@ -10,6 +10,7 @@ mod client;
 mod demo;
 mod error;
 mod explain;
+mod explain_domain;
 mod history;
 mod log;
 mod look;

@@ -18,6 +18,7 @@ pub mod config;
 pub mod decide;
 mod dump;
 pub mod engine;
+mod explain;
 mod few;
 pub mod identity;
 mod metadata;
@@ -39,6 +40,7 @@ pub mod xds;
 pub use self::{
     caller::{Caller, Credentials, Workload},
     decide::{Decision, Waiting},
+    explain::{Explained, Spent},
     model::Configuration,
     quotas::{Quotas, Service},
     refused::Refused,

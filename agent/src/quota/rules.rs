@@ -61,6 +61,8 @@ struct Node {
     parent: NodeId,
     /// `key` or `key_value`.
     composite: Box<str>,
+    /// Bytes of the key in it.
+    key: usize,
     /// Children with a `*`, in the order of the file.
     wildcards: Vec<(Wildcard, NodeId)>,
     has_children: bool,
@@ -112,6 +114,9 @@ pub(super) struct Path {
     how: [Matched; DEEPEST],
     length: usize,
 }
+
+/// A level's key, and its value if it has one.
+pub(super) type Level<'a> = (&'a str, Option<&'a str>);
 
 /// How a level was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,6 +198,28 @@ impl Rules {
         entry: &'a Entry,
     ) -> &'a str {
         self.shared_pattern(path, index, entry).unwrap_or(&entry.value)
+    }
+
+    /// The rules of a domain, each with the keys and values that lead to it; `None` for any value.
+    pub(super) fn of_domain<'a>(&'a self, domain: &Domain) -> Vec<(&'a Rule, Vec<Level<'a>>)> {
+        let mut found = Vec::new();
+        for node in &self.nodes {
+            let Some(rule) = node.rule.and_then(|id| self.rule(id)) else { continue };
+            let mut levels = Vec::new();
+            let mut at = node;
+            while at.parent != ROOT {
+                let (key, rest) = at.composite.split_at_checked(at.key).unwrap_or_default();
+                levels.push((key, rest.strip_prefix('_')));
+                if at.parent == domain.root {
+                    levels.reverse();
+                    found.push((rule, levels));
+                    break;
+                }
+                let Some(above) = self.node(at.parent) else { break };
+                at = above;
+            }
+        }
+        found
     }
 
     fn level(&self, path: &Path, index: usize) -> Option<(&Node, Matched)> {
@@ -405,6 +432,7 @@ impl Compiler {
         let root = self.push(Node {
             parent: ROOT,
             composite: Box::default(),
+            key: 0,
             wildcards: Vec::new(),
             has_children: true,
             rule: None,
@@ -475,6 +503,7 @@ impl Compiler {
         let id = self.push(Node {
             parent,
             composite: composite.as_str().into(),
+            key: descriptor.key.len(),
             wildcards: Vec::new(),
             has_children: !descriptor.descriptors.is_empty(),
             rule,

@@ -13,8 +13,10 @@ use envoy_types::pb::envoy::service::ratelimit::v3::{
 };
 
 use super::{
+    caller::OtherEnd,
     denied::Ledger,
     histogram::Histogram,
+    offenders::Offenders,
     view::{self, Took},
 };
 use crate::{
@@ -80,6 +82,7 @@ pub struct Answers {
     outcomes: [AtomicU64; Outcome::ALL.len()],
     took: Histogram,
     denied: Ledger,
+    offenders: Offenders,
 }
 
 /// A question that was begun.
@@ -97,6 +100,7 @@ impl Answers {
             outcomes: Default::default(),
             took: Histogram::default(),
             denied: Ledger::default(),
+            offenders: Offenders::default(),
         }
     }
 
@@ -113,14 +117,22 @@ impl Answers {
     }
 
     /// The answer to a question, or why there is none.
-    pub(super) async fn answer(&self, asked: Asked) -> Result<RateLimitResponse, Refused> {
+    pub(super) async fn answer(
+        &self,
+        asked: Asked,
+        request: &RateLimitRequest,
+        end: &OtherEnd,
+    ) -> Result<RateLimitResponse, Refused> {
         let answer = match asked.decision {
             Ok(Decision::Ready(answer)) => Ok(answer),
             Ok(Decision::Waiting(waiting)) => waiting.finish(&self.quotas).await,
             Err(refused) => Err(refused),
         };
         let outcome = match &answer {
-            Ok(answer) if is_over(answer) => Outcome::OverLimit,
+            Ok(answer) if is_over(answer) => {
+                end.with(|caller| self.offenders.note(request, answer, caller));
+                Outcome::OverLimit
+            }
             Ok(_) => Outcome::Ok,
             Err(refused) => refused.into(),
         };
@@ -139,6 +151,11 @@ impl Answers {
     /// Who asked what they may not.
     pub(super) fn denied(&self) -> Vec<view::Denied> {
         self.denied.snapshot()
+    }
+
+    /// Which descriptors are refused most.
+    pub(super) const fn offenders(&self) -> &Offenders {
+        &self.offenders
     }
 
     /// How long decisions took.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::{self, Write},
     sync::{Mutex, PoisonError},
 };
 
@@ -20,7 +21,9 @@ pub(super) struct Ledger(Mutex<BTreeMap<(String, String), u64>>);
 impl Ledger {
     pub(super) fn count(&self, domain: &str, caller: &Caller) {
         let mut pairs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut key = (domain.to_owned(), name(caller));
+        let mut key = (domain.to_owned(), String::new());
+        // Writing to a string does not fail.
+        let _ = name(caller, &mut key.1);
         // Domains are the configuration's, so their number is bounded already.
         if pairs.len() >= PAIRS && !pairs.contains_key(&key) {
             key.1 = OTHERS.to_owned();
@@ -40,20 +43,21 @@ impl Ledger {
 }
 
 /// What people call a caller.
-fn name(caller: &Caller) -> String {
+pub(super) fn name(caller: &Caller, to: &mut impl Write) -> fmt::Result {
     if let Some(workload) = &caller.workload {
-        return match &*workload.namespace {
-            "" => workload.name.to_string(),
-            namespace => format!("{namespace}/{}", workload.name),
-        };
+        if !workload.namespace.is_empty() {
+            to.write_str(&workload.namespace)?;
+            to.write_char('/')?;
+        }
+        return to.write_str(&workload.name);
     }
     if let Some(name) = &caller.tls_name {
-        return name.to_string();
+        return to.write_str(name);
     }
     match (caller.address, caller.credentials) {
-        (Some(address), _) => address.to_string(),
-        (None, Some(credentials)) => format!("uid {}", credentials.uid),
-        (None, None) => "unknown".to_owned(),
+        (Some(address), _) => write!(to, "{address}"),
+        (None, Some(credentials)) => write!(to, "uid {}", credentials.uid),
+        (None, None) => to.write_str("unknown"),
     }
 }
 

@@ -13,6 +13,7 @@ use axum::{
 
 use super::{
     answers::{Outcome, is_over},
+    caller::OtherEnd,
     json,
     state::State,
 };
@@ -57,9 +58,10 @@ async fn ask(
         Err(error) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
     };
     let address = peer.address.map(super::caller::canonical);
-    let caller = state.workloads.resolve(Caller { address, ..Caller::default() });
-    let asked = state.answers.ask(&request, &caller);
-    match state.answers.answer(asked).await {
+    let caller = Caller { address, ..Caller::default() };
+    let end = OtherEnd::new(Arc::clone(&state.workloads), caller);
+    let asked = end.with(|caller| state.answers.ask(&request, caller));
+    match state.answers.answer(asked, &request, &end).await {
         Ok(answer) => {
             let code =
                 if is_over(&answer) { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::OK };

@@ -14,6 +14,7 @@ mod histogram;
 mod http;
 mod json;
 mod listen;
+mod offenders;
 mod running;
 mod server;
 mod service;

@@ -124,7 +124,7 @@ async fn load(state: &Arc<State>, load: fn(&State)) {
     }
 }
 
-/// Loads whenever the files have changed.
+/// Loads whenever the files have changed, and takes in what was refused.
 async fn watch_files(
     state: Arc<State>,
     mut seen: Stamp,
@@ -138,6 +138,7 @@ async fn watch_files(
             () = drained(&mut drain) => return,
             _ = look.tick() => {}
         }
+        state.collect();
         if let Some(certificates) = &certificates {
             certificates.refresh();
         }

@@ -36,7 +36,8 @@ impl RateLimitService for Asked {
         let request = request.into_inner();
         let answers = &self.state.answers;
         let asked = self.end.with(|caller| answers.ask(&request, caller));
-        answers.answer(asked).await.map(tonic::Response::new).map_err(|refused| status(&refused))
+        let answer = answers.answer(asked, &request, &self.end).await;
+        answer.map(tonic::Response::new).map_err(|refused| status(&refused))
     }
 }
 

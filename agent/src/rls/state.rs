@@ -181,9 +181,7 @@ impl State {
     /// Everything that can be told. It reads the whole table of counts: not for a decision.
     pub fn view(&self) -> view::Rls {
         let Loaded { at, problems } = self.loaded();
-        let now =
-            Now { monotonic_ns: self.clock.monotonic_ns(), realtime_ns: self.clock.realtime_ns() };
-        let fill = self.quotas.fill(now);
+        let fill = self.quotas.fill(self.now());
         let series = |series: Arc<Series>| view::Series {
             domain: series.domain.to_string(),
             levels: series.levels.iter().map(ToString::to_string).collect(),
@@ -191,14 +189,12 @@ impl State {
                 .map(|(name, counter)| ((*name).to_owned(), counter.get()))
                 .collect(),
         };
-        let domains =
-            self.quotas.rules().map(|rules| rules.domain_names().map(str::to_owned).collect());
         view::Rls {
             listen: self.settings.places(),
             healthy: self.is_healthy(),
             loaded_at: at,
             problems,
-            domains: domains.unwrap_or_default(),
+            domains: self.domains(),
             outcomes: (self.answers.outcomes())
                 .map(|(outcome, count)| (outcome.name().to_owned(), count))
                 .collect(),
@@ -213,6 +209,37 @@ impl State {
             xds: self.server.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             fleet: self.fleet.as_ref().map(|fleet| fleet.figures().into()),
         }
+    }
+
+    /// Which descriptors are refused most, the worst first.
+    pub fn offenders(&self) -> Vec<view::Offender> {
+        self.answers.offenders().all(self.clock.realtime_ns() as f64 / 1e9)
+    }
+
+    /// Takes in what was refused meanwhile.
+    pub(super) fn collect(&self) {
+        self.answers.offenders().collect(self.clock.realtime_ns() as f64 / 1e9);
+    }
+
+    /// What is known of a domain; `None` if no configuration knows it.
+    pub fn domain(&self, name: &str) -> Option<view::Domain> {
+        let rules = self.quotas.explain(name, self.now())?;
+        let mut refused = self.offenders();
+        refused.retain(|offender| offender.domain == name);
+        let mut denied = self.answers.denied();
+        denied.retain(|denied| denied.domain == name);
+        Some(view::Domain { name: name.to_owned(), rules, refused, denied })
+    }
+
+    /// The names of the domains.
+    pub fn domains(&self) -> Vec<String> {
+        let rules = self.quotas.rules();
+        let names = rules.map(|rules| rules.domain_names().map(str::to_owned).collect());
+        names.unwrap_or_default()
+    }
+
+    fn now(&self) -> Now {
+        Now { monotonic_ns: self.clock.monotonic_ns(), realtime_ns: self.clock.realtime_ns() }
     }
 
     pub(super) fn files(&self) -> Files {

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fleet::{Figures, Health};
+use crate::{
+    fleet::{Figures, Health},
+    quota::Explained,
+};
 
 /// The rate limit service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -119,6 +122,38 @@ pub struct Denied {
     pub caller: String,
     /// How often.
     pub count: u64,
+}
+
+/// A descriptor that is refused.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Offender {
+    /// The domain.
+    pub domain: String,
+    /// Its entries, like `user=mallory, path=/`. What is long is cut.
+    pub descriptor: String,
+    /// Who asked about it last.
+    pub caller: String,
+    /// How often it was refused, at most.
+    pub refused: u64,
+    /// So many of these may be others'.
+    pub error: u64,
+    /// When it was refused last, seconds since 1970.
+    pub last: f64,
+}
+
+/// A domain.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Domain {
+    /// Its name.
+    pub name: String,
+    /// In the order of the configuration.
+    pub rules: Vec<Explained>,
+    /// The most refused first.
+    pub refused: Vec<Offender>,
+    /// Callers who may not ask.
+    pub denied: Vec<Denied>,
 }
 
 /// What was counted for a limit, or for all that share a name.

@@ -12,6 +12,7 @@ use ratatui::{
 
 use super::{
     super::{
+        explain_domain,
         look::{Look, Mood, clean, count, duration, rate, value},
         refusals,
         table::{self, Side},
@@ -19,7 +20,10 @@ use super::{
     screen::{LimitRow, Screen, WorkloadRow, bars},
     view::View,
 };
-use crate::app::view::{RecentSecond, Refusal};
+use crate::{
+    app::view::{RecentSecond, Refusal},
+    rls::view::Offender,
+};
 
 /// Between two columns.
 const GAP: u16 = 2;
@@ -138,6 +142,40 @@ const REFUSALS: &[Column<Refusal>] = &[
     },
 ];
 
+/// Of each descriptor of rate limit requests.
+const DESCRIPTORS: &[Column<Offender>] = &[
+    Column {
+        title: "REFUSED",
+        side: Side::Right,
+        is_extra: false,
+        cell: |row, _| (explain_domain::refusals(row), Mood::Bad),
+    },
+    Column {
+        title: "DOMAIN",
+        side: Side::Left,
+        is_extra: false,
+        cell: |row, _| (row.domain.clone(), Mood::Plain),
+    },
+    Column {
+        title: "DESCRIPTOR",
+        side: Side::Left,
+        is_extra: false,
+        cell: |row, _| (row.descriptor.clone(), Mood::Plain),
+    },
+    Column {
+        title: "LAST CALLER",
+        side: Side::Left,
+        is_extra: true,
+        cell: |row, _| (row.caller.clone(), Mood::Plain),
+    },
+    Column {
+        title: "AGO",
+        side: Side::Right,
+        is_extra: true,
+        cell: |row, look| (look.ago(row.last), Mood::Plain),
+    },
+];
+
 fn condition(row: &WorkloadRow, _: &Look) -> (String, Mood) {
     let left = row.paused_seconds.map(|left| format!(", {} left", duration(left)));
     let text = format!("{}{}", row.condition, left.unwrap_or_default());
@@ -172,7 +210,12 @@ pub(super) fn plain(screen: &Screen, look: &Look) -> String {
         });
         table.push(cells.collect());
     }
-    table.render(look)
+    let mut text = table.render(look);
+    if !screen.refused_most.is_empty() {
+        text.push('\n');
+        text.push_str(&explain_domain::refused(&screen.refused_most, true, look).render(look));
+    }
+    text
 }
 
 /// Draws everything.
@@ -203,11 +246,27 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View, look: &Look) {
     draw_table(frame, limits, LIMITS, &shown, &empty, look);
     let shown: Vec<_> =
         view.screen.refusals.iter().filter(|refusal| view.shows(&refusal.workload)).collect();
+    let refusals = draw_descriptors(frame, refusals, view, look);
     draw_table(frame, refusals, REFUSALS, &shown, "nothing was refused lately", look);
     frame.render_widget(footline(view, look), foot);
     if view.help {
         draw_help(frame);
     }
+}
+
+/// Descriptors stand in the upper half where some are refused; the rest of the room comes back. Of
+/// one workload nothing is known there.
+fn draw_descriptors(frame: &mut Frame<'_>, area: Rect, view: &View, look: &Look) -> Rect {
+    let rows: Vec<_> = view.screen.refused_most.iter().collect();
+    if rows.is_empty() || view.detailed().is_some() {
+        return area;
+    }
+    let height = u16::try_from(rows.len() + 1).unwrap_or(u16::MAX).min(area.height / 2);
+    let [above, _, rest] =
+        Layout::vertical([Constraint::Length(height), Constraint::Length(1), Constraint::Min(0)])
+            .areas(area);
+    draw_table(frame, above, DESCRIPTORS, &rows, "", look);
+    rest
 }
 
 /// What a limit stands at.

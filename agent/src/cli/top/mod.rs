@@ -1,4 +1,5 @@
-//! `weir top`: who is asked, who refuses and by which limit, while it happens.
+//! `weir top`: who is asked, who refuses and by which limit, while it happens; and which descriptors
+//! of rate limit requests are refused most.
 //!
 //! [`screen`] makes rates of two looks at the agent, [`view`] knows what the reader is looking at,
 //! [`draw`] how that looks. Only [`terminal`] owns a terminal; without one there is a plain table.
@@ -110,7 +111,13 @@ impl Top {
 fn look(agent: &Agent) -> Result<Snapshot, ClientError> {
     let status = agent.ask(&Question::get("/status"))?.value;
     let recent = agent.ask(&Question::get("/recent"))?.value;
-    Ok(Snapshot { status, recent })
+    // Where no rate limit requests are answered, none are refused.
+    let refused_most = match agent.ask(&Question::get("/rls/refused")) {
+        Ok(answered) => answered.value,
+        Err(error) if error.is_refusal() => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    Ok(Snapshot { status, recent, refused_most })
 }
 
 /// One object in a line for each interval. A program that reads it is told of an agent that goes.

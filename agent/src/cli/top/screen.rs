@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::app::view::{
-    BreakerStatus, LimitStatus, Recent, RecentSecond, RecentWorkload, Refusal, Status,
-    WorkloadStatus,
+use crate::{
+    app::view::{
+        BreakerStatus, LimitStatus, Recent, RecentSecond, RecentWorkload, Refusal, Status,
+        WorkloadStatus,
+    },
+    rls::view::Offender,
 };
 
 /// Two looks nearer than this say nothing about a rate.
@@ -17,6 +20,8 @@ const NEAREST_SECONDS: f64 = 0.05;
 pub(super) struct Snapshot {
     pub(super) status: Status,
     pub(super) recent: Recent,
+    /// Descriptors of requests, where rate limit requests are answered.
+    pub(super) refused_most: Vec<Offender>,
 }
 
 /// Everything that is shown.
@@ -36,6 +41,8 @@ pub(super) struct Screen {
     pub(super) limits: Vec<LimitRow>,
     /// The newest first.
     pub(super) refusals: Vec<Refusal>,
+    /// Descriptors of rate limit requests, the most refused first.
+    pub(super) refused_most: Vec<Offender>,
 }
 
 /// One workload.
@@ -114,6 +121,7 @@ impl Screen {
                 .collect(),
             limits,
             refusals: now.recent.refusals.clone(),
+            refused_most: now.refused_most.clone(),
         }
     }
 
@@ -264,7 +272,7 @@ pub(super) mod tests {
 
     /// The status and the last minute of the tests' agent.
     pub(in super::super) fn snapshot() -> Snapshot {
-        Snapshot { status: testing::status(), recent: testing::recent() }
+        Snapshot { status: testing::status(), recent: testing::recent(), ..Snapshot::default() }
     }
 
     /// The same, two seconds and some connections later.
