@@ -6,6 +6,8 @@
     reason = "a test that cannot go on fails, and says where"
 )]
 
+pub mod sets;
+
 use std::{
     cell::RefCell,
     fs,
@@ -16,7 +18,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
         mpsc,
     },
     thread,
@@ -41,10 +43,20 @@ pub fn available_or_skip(test: &str) -> bool {
     false
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that no connection gets as its own end: of those below the
+/// kernel's usual range for that, each process begins elsewhere.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a port");
-    listener.local_addr().expect("ask for the port").port()
+    const FIRST: u32 = 12_000;
+    const PORTS: u32 = 20_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(97);
+    let candidates = (0..PORTS).filter_map(|_| {
+        let port = FIRST + begin.wrapping_add(NEXT.fetch_add(1, SeqCst)) % PORTS;
+        u16::try_from(port).ok()
+    });
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let mut free = candidates.filter(is_free);
+    free.next().expect("a free port")
 }
 
 /// A server, killed on drop.

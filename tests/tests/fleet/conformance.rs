@@ -4,9 +4,9 @@ use redis::Commands as _;
 use weir::fleet::store::{
     Reply, Request,
     memory::Memory,
-    redis::{Link, RedisSettings},
+    redis::{Link, RedisSettings, Topology},
 };
-use weir_tests::redis::Server;
+use weir_tests::redis::{Server, sets::Cluster};
 
 /// Does a request, whatever the store.
 trait Asked {
@@ -27,9 +27,8 @@ struct InRedis {
 }
 
 impl InRedis {
-    fn connect(server: &Server) -> Self {
+    fn connect(settings: &RedisSettings) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let settings = RedisSettings::single(server.url());
         let link = runtime.block_on(settings.connect()).unwrap();
         Self { link, runtime }
     }
@@ -112,14 +111,23 @@ fn the_store_in_memory_conforms() {
 fn the_store_in_redis_conforms() {
     redis_or_skip!();
     let server = Server::start();
-    every_behaviour(&mut InRedis::connect(&server));
+    every_behaviour(&mut InRedis::connect(&RedisSettings::single(server.url())));
+}
+
+#[test]
+fn the_store_in_a_redis_cluster_conforms() {
+    redis_or_skip!();
+    let cluster = Cluster::start();
+    let topology = Topology::Cluster(cluster.urls());
+    let settings = RedisSettings { topology, ..RedisSettings::single("") };
+    every_behaviour(&mut InRedis::connect(&settings));
 }
 
 #[test]
 fn counters_expire_as_they_are_told() {
     redis_or_skip!();
     let server = Server::start();
-    let mut store = InRedis::connect(&server);
+    let mut store = InRedis::connect(&RedisSettings::single(server.url()));
     let mut client = server.client();
     store.ask(add("a", 3));
     let ttl: i64 = client.ttl("a").unwrap();

@@ -1,0 +1,196 @@
+//! Servers that belong together: a cluster, and a master with a replica that sentinels watch.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpStream},
+    process::{Child, Command, Stdio},
+};
+
+use redis::{Connection, FromRedisValue, InfoDict, cmd};
+
+use super::{Server, free_port};
+use crate::agent::eventually;
+
+/// Slots of a cluster.
+const SLOTS: usize = 16_384;
+/// After so long without an answer a server is taken for dead.
+const DEAD_MS: &str = "1000";
+
+fn ask<T: FromRedisValue>(client: &mut Connection, words: &[&str]) -> T {
+    let (name, rest) = words.split_first().expect("a command");
+    cmd(name).arg(rest).query(client).expect("a server answers")
+}
+
+/// Whether a server is a master, and as a replica whether it has all that its master has.
+fn role(server: &Server) -> (String, bool) {
+    let info: InfoDict = ask(&mut server.client(), &["INFO", "replication"]);
+    let link: Option<String> = info.get("master_link_status");
+    (info.get("role").unwrap_or_default(), link.as_deref() == Some("up"))
+}
+
+fn await_replica(server: &Server) {
+    eventually("the replica has all", || role(server), |(role, is_up)| role == "slave" && *is_up);
+}
+
+/// Waits until a replica has taken over.
+pub fn await_master(server: &Server) {
+    eventually("the replica took over", || role(server).0, |role| role == "master");
+}
+
+/// A cluster of three masters, of which the first has a replica.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The masters.
+    pub masters: Vec<Server>,
+    /// The first one's replica.
+    pub replica: Server,
+}
+
+impl Cluster {
+    /// Starts one and waits until all of it answers.
+    pub fn start() -> Self {
+        let member = || {
+            // The usual port of the bus, 10 000 higher, may not exist.
+            let bus = free_port().to_string();
+            let server = Server::start_with(
+                free_port(),
+                &[
+                    "--cluster-enabled",
+                    "yes",
+                    "--cluster-port",
+                    &bus,
+                    "--cluster-node-timeout",
+                    DEAD_MS,
+                    "--cluster-replica-validity-factor",
+                    "0",
+                ],
+            );
+            (server, bus)
+        };
+        let members = [(); 4].map(|()| member());
+        let mut first = members[0].0.client();
+        for (server, bus) in &members[1..] {
+            let port = server.address().port().to_string();
+            let () = ask(&mut first, &["CLUSTER", "MEET", "127.0.0.1", &port, bus]);
+        }
+        let masters = members.len() - 1;
+        for (number, (server, _)) in members[..masters].iter().enumerate() {
+            let from = (SLOTS * number / masters).to_string();
+            let to = (SLOTS * (number + 1) / masters - 1).to_string();
+            let () = ask(&mut server.client(), &["CLUSTER", "ADDSLOTSRANGE", &from, &to]);
+        }
+        let id: String = ask(&mut first, &["CLUSTER", "MYID"]);
+        let [one, two, three, (replica, _)] = members;
+        let knows = || -> String { ask(&mut replica.client(), &["CLUSTER", "NODES"]) };
+        eventually("the replica knows its master", knows, |nodes| nodes.contains(&id));
+        let () = ask(&mut replica.client(), &["CLUSTER", "REPLICATE", &id]);
+        await_replica(&replica);
+        let cluster = Self { masters: vec![one.0, two.0, three.0], replica };
+        cluster.await_whole();
+        cluster
+    }
+
+    /// Waits until every server that lives knows that all slots are served.
+    pub fn await_whole(&self) {
+        for server in self.masters.iter().chain([&self.replica]) {
+            let look = || -> String { ask(&mut server.client(), &["CLUSTER", "INFO"]) };
+            eventually("the cluster is whole", look, |info| {
+                info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:4")
+            });
+        }
+    }
+
+    /// Its servers' addresses for clients.
+    pub fn urls(&self) -> Vec<String> {
+        let servers = self.masters.iter().chain([&self.replica]);
+        servers.map(|server| format!("redis://{}", server.address())).collect()
+    }
+}
+
+/// What the sentinels call the master.
+pub const MASTER: &str = "store";
+
+/// A master and its replica, and three sentinels of which two must agree.
+#[derive(Debug)]
+pub struct Watched {
+    /// The master, as it was at first.
+    pub master: Server,
+    /// The replica, as it was at first.
+    pub replica: Server,
+    sentinels: Vec<Sentinel>,
+}
+
+impl Watched {
+    /// Starts them and waits until all know each other.
+    pub fn start() -> Self {
+        let master = Server::start();
+        let port = master.address().port();
+        let replica =
+            Server::start_with(free_port(), &["--replicaof", &format!("127.0.0.1 {port}")]);
+        await_replica(&replica);
+        let sentinels = [0, 1, 2].map(|number| Sentinel::start(&master, number, port)).into();
+        let watched = Self { master, replica, sentinels };
+        for sentinel in &watched.sentinels {
+            let look = || -> InfoDict { ask(&mut sentinel.client(), &["INFO", "sentinel"]) };
+            eventually("the sentinels know all", look, |info| {
+                let line: Option<String> = info.get("master0");
+                line.is_some_and(|line| line.contains("slaves=1,sentinels=3"))
+            });
+        }
+        watched
+    }
+
+    /// The sentinels' addresses for clients.
+    pub fn urls(&self) -> Vec<String> {
+        self.sentinels
+            .iter()
+            .map(|sentinel| format!("redis://127.0.0.1:{}", sentinel.port))
+            .collect()
+    }
+}
+
+/// A sentinel, killed on drop.
+#[derive(Debug)]
+struct Sentinel {
+    child: Child,
+    port: u16,
+}
+
+impl Sentinel {
+    fn start(beside: &Server, number: usize, master: u16) -> Self {
+        let port = free_port();
+        let file = beside.folder().join(format!("sentinel-{number}.conf"));
+        let text = format!(
+            "port {port}\nbind 127.0.0.1\n\
+             sentinel monitor {MASTER} 127.0.0.1 {master} 2\n\
+             sentinel down-after-milliseconds {MASTER} {DEAD_MS}\n\
+             sentinel failover-timeout {MASTER} 5000\n"
+        );
+        fs::write(&file, text).expect("write the sentinel's file");
+        let child = Command::new("redis-server")
+            .arg(&file)
+            .arg("--sentinel")
+            .current_dir(beside.folder())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start a sentinel");
+        let sentinel = Self { child, port };
+        let listens = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
+        eventually("the sentinel listens", listens, |up| *up);
+        sentinel
+    }
+
+    fn client(&self) -> Connection {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port));
+        client.expect("name the sentinel").get_connection().expect("connect to the sentinel")
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
