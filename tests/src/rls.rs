@@ -38,7 +38,8 @@ pub const PROXY: u16 = 8000;
 /// Where the upstream listens.
 pub const UPSTREAM: u16 = 9080;
 
-/// One of the files with the addresses of a lab.
+/// One of the files with the addresses of a lab. Envoy waits for answers as long as a loaded machine
+/// may take: by itself its filter gives up after 20 ms, which counts as an error.
 pub fn configuration(text: &str, upstream: IpAddr, agents: [IpAddr; 2]) -> String {
     let place = |address: IpAddr, port| format!("{{ address: {address}, port_value: {port} }}");
     let local = |last, port| place(IpAddr::from([127, 0, 0, last]), port);
@@ -51,7 +52,13 @@ pub fn configuration(text: &str, upstream: IpAddr, agents: [IpAddr; 2]) -> Strin
         assert!(text.contains(&from), "the file has no {from}");
         text = text.replace(&from, &to);
     }
-    text
+    let patient = text.lines().map(|line| match line.split_once("domain: ") {
+        Some((indent, _)) if indent.trim().is_empty() => format!("{line}\n{indent}timeout: 10s\n"),
+        _ => format!("{line}\n"),
+    });
+    let patient: String = patient.collect();
+    assert!(patient.lines().count() > text.lines().count(), "the file has no filter");
+    patient
 }
 
 /// An agent without a data plane. Killed on drop.
@@ -66,6 +73,11 @@ impl<'a> Answerer<'a> {
     /// Starts one with the files of `deploy/envoy`, and waits until it answers. Those of one lab
     /// have different names.
     pub fn start(lab: &Lab, namespace: &'a Namespace, name: &str) -> Self {
+        Self::start_with(lab, namespace, name, "")
+    }
+
+    /// The same, with more lines of `rls`, each indented by two.
+    pub fn start_with(lab: &Lab, namespace: &'a Namespace, name: &str, more: &str) -> Self {
         let folder = lab.directory().join(name);
         fs::create_dir_all(folder.join("quotas")).expect("make a folder for quotas");
         let mut answerer = Self { namespace, folder, process: None };
@@ -74,7 +86,7 @@ impl<'a> Answerer<'a> {
         }
         let quotas = answerer.folder.join("quotas");
         let node_file = format!(
-            "rls:\n  listen: 0.0.0.0:8081\n  http: 0.0.0.0:8080\n  quotas: {}\n",
+            "rls:\n  listen: 0.0.0.0:8081\n  http: 0.0.0.0:8080\n  quotas: {}\n{more}",
             quotas.display()
         );
         fs::write(answerer.folder.join("node.yaml"), node_file).expect("write a node file");

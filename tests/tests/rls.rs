@@ -7,9 +7,16 @@
 )]
 
 use std::{
+    collections::BTreeMap,
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
+    panic::{self, AssertUnwindSafe},
     path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -17,7 +24,7 @@ use weir::lab::{Host, Lab, Node};
 use weir_tests::{
     agent::{PATIENCE, eventually, lab_or_skip},
     envoy::{Envoy, program_or_skip},
-    http::Web,
+    http::{End, Web},
     rls::{
         Answerer, HTTP, HTTP_LOCAL, PROXY, TCP, UPSTREAM, codes, configuration, get,
         with_seconds_left,
@@ -85,7 +92,7 @@ fn then(admitted: usize, refused: usize) -> Vec<u16> {
     [vec![200; admitted], vec![429; refused]].concat()
 }
 
-/// A3, A6: a limit for one path and one for each other, in the ConfigMap's file; answers, headers
+/// A3: a limit for one path and one for each other, in the ConfigMap's file; answers, headers
 /// and numbers on all sides.
 #[test]
 fn a3_paths_are_limited_by_the_file_and_everybody_counts_the_same() {
@@ -194,6 +201,86 @@ fn another_agent_answers_while_the_local_one_is_stopped() {
     assert_eq!(envoy.count("ratelimit.error"), 0);
 }
 
+/// Clients that ask the proxy until they are told to stop, each at most 200 times a second.
+fn asked_meanwhile(site: &Site, clients: u64, work: impl FnOnce()) -> BTreeMap<End, u64> {
+    let (stop, ends) = (AtomicBool::new(false), Mutex::new(BTreeMap::new()));
+    let ask = || {
+        while !stop.load(Ordering::Relaxed) {
+            *ends.lock().unwrap().entry(weir_tests::http::get(site.proxy(0))).or_default() += 1;
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..clients {
+            scope.spawn(|| site.client.namespace().run(ask).unwrap());
+        }
+        let done = panic::catch_unwind(AssertUnwindSafe(work));
+        stop.store(true, Ordering::Relaxed);
+        done.unwrap_or_else(|panic| panic::resume_unwind(panic));
+    });
+    ends.into_inner().unwrap()
+}
+
+/// While one agent makes room for the next, its health checks fail, and Envoy asks either of them or
+/// another node's: not one of its calls ends in an error.
+#[test]
+fn an_agent_is_replaced_twenty_times_under_load_and_no_call_fails() {
+    let (lab, program) = lab!();
+    let site = Site::new(&lab);
+    let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
+    let start = |number| {
+        let name = format!("agent-{number}");
+        Answerer::start_with(&lab, site.node.namespace(), &name, "  drain-delay: 300ms\n")
+    };
+    let mut agent = start(0);
+    let _other = Answerer::start(&lab, site.elsewhere.namespace(), "elsewhere");
+    let envoy = site.envoy(&lab, &program, 0, &HTTP.replace("interval: 1s", "interval: 0.1s"));
+    let ends = asked_meanwhile(&site, 4, || {
+        for number in 1..=20 {
+            let next = start(number);
+            agent.terminate();
+            agent = next;
+            let answered = || agent.metric("ratelimit_service_total_requests", &[]);
+            eventually("it is asked", answered, |answered| *answered > 0.0);
+        }
+    });
+    assert_eq!(envoy.count("ratelimit.error"), 0, "{ends:?}");
+    assert!(ends.keys().all(|end| end.is(200) || end.is(429)), "{ends:?}");
+    let (all, ok): (u64, u64) = (ends.values().sum(), envoy.count("ratelimit.ok"));
+    assert_eq!(ok + envoy.count("ratelimit.over_limit"), all, "{ends:?}");
+    assert_eq!(web.requests(), ok);
+    println!("{all} calls over 21 agents: {ends:?}");
+}
+
+/// Killed, an agent takes with it what it was being asked, and no more.
+#[test]
+fn a_killed_agent_fails_the_calls_in_flight_alone() {
+    const CLIENTS: u64 = 4;
+    const KILLS: u64 = 5;
+    let (lab, program) = lab!();
+    let site = Site::new(&lab);
+    let _web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
+    let start = |number| Answerer::start(&lab, site.node.namespace(), &format!("agent-{number}"));
+    let mut agent = start(0);
+    let _other = Answerer::start(&lab, site.elsewhere.namespace(), "elsewhere");
+    let envoy = site.envoy(&lab, &program, 0, &HTTP.replace("interval: 1s", "interval: 0.1s"));
+    let ends = asked_meanwhile(&site, CLIENTS, || {
+        for number in 1..=KILLS {
+            let next = start(number);
+            agent.kill();
+            agent = next;
+            let answered = || agent.metric("ratelimit_service_total_requests", &[]);
+            eventually("it is asked", answered, |answered| *answered > 20.0);
+        }
+    });
+    // A client waits for its answer before it asks again.
+    let failed = envoy.count("ratelimit.error");
+    assert!(failed <= KILLS * CLIENTS, "{failed}: {ends:?}");
+    let error: u64 = ends.iter().filter(|(end, _)| end.is(500)).map(|(_, count)| count).sum();
+    assert_eq!(error, failed, "{ends:?}");
+    assert!(ends.keys().all(|end| end.is(200) || end.is(429) || end.is(500)), "{ends:?}");
+}
+
 /// A1: each proxy has ten tokens of its own, and gets one every six seconds.
 #[test]
 fn a1_each_proxy_has_a_bucket_of_its_own() {
@@ -249,7 +336,87 @@ fn a2_a_path_has_a_larger_bucket_than_all_else() {
     }
 }
 
-/// A4, A5: one call a minute out of the mesh, for each proxy.
+/// A5: one call a minute through the egress gateway, whoever in the mesh makes it.
+#[test]
+fn a5_the_egress_gateway_has_one_token_for_all() {
+    let (lab, program) = lab!();
+    let site = Site::new(&lab);
+    let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
+    let _agent = site.agent(&lab);
+    let text = HTTP_LOCAL.replace("descriptor_value: all", "descriptor_value: outside");
+    let gateway = site.envoy(&lab, &program, 0, &text);
+    assert_eq!(site.codes(0, "/", 2), then(1, 1));
+    // Another workload, another path: it is the gateway's token.
+    let other = &site.proxies[1];
+    assert_eq!(codes(other.namespace(), site.proxy(0), "/aa", 2), then(0, 2));
+    assert_eq!(web.requests(), 1);
+    let envoys =
+        ["ok", "over_limit", "error"].map(|name| gateway.count(&format!("ratelimit.{name}")));
+    assert_eq!(envoys, [1, 3, 0]);
+}
+
+/// A6: calls out, by way of a sidecar and by way of the egress gateway: one file, one count for
+/// both, as they share a node. `/` and `/aa` one a minute, every other path a hundred.
+#[test]
+fn a6_calls_out_are_counted_over_sidecar_and_egress_gateway() {
+    const FILE: &str = "\
+domain: productpage-ratelimit
+descriptors:
+  - key: PATH
+    value: \"/\"
+    rate_limit: { unit: minute, requests_per_unit: 1 }
+  - key: PATH
+    value: \"/aa\"
+    rate_limit: { unit: minute, requests_per_unit: 1 }
+  - key: PATH
+    rate_limit: { unit: minute, requests_per_unit: 100 }
+";
+    let (lab, program) = lab!();
+    let site = Site::new(&lab);
+    let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
+    let agent = site.agent(&lab);
+    let loaded = || agent.metric("ratelimit_service_config_load_success", &[]);
+    let before = loaded();
+    agent.write("productpage.yaml", FILE);
+    eventually("the file is read", loaded, |loaded| *loaded > before);
+    let [sidecar, gateway] = [0, 1].map(|which| site.envoy(&lab, &program, which, HTTP));
+    with_seconds_left(25);
+    assert_eq!(site.codes(0, "/", 2), then(1, 1));
+    assert_eq!(site.codes(1, "/", 1), then(0, 1));
+    assert_eq!(site.codes(1, "/aa", 2), then(1, 1));
+    assert_eq!(site.codes(0, "/aa", 1), then(0, 1));
+    assert_eq!(site.codes(0, "/b", 60), then(60, 0));
+    assert_eq!(site.codes(1, "/b", 42), then(40, 2));
+    assert_eq!(web.requests(), 102);
+    let over = [&sidecar, &gateway].map(|envoy| envoy.count("ratelimit.over_limit"));
+    assert_eq!(over, [2, 4]);
+}
+
+/// A7, local: ten a minute in each cluster, each by itself. Here, two nodes that share nothing.
+#[test]
+fn a7_local_limits_of_two_clusters_are_apart() {
+    let (lab, program) = lab!();
+    let site = Site::new(&lab);
+    let _web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
+    let agents = [site.agent(&lab), Answerer::start(&lab, site.elsewhere.namespace(), "elsewhere")];
+    // The second cluster's proxy asks its own agent first.
+    let [first, second] =
+        ["1", "2"].map(|last| format!("address: 127.0.0.{last}, port_value: 8081"));
+    let swapped =
+        HTTP_LOCAL.replace(&first, "HERE").replace(&second, &first).replace("HERE", &second);
+    let _envoys = [(0, HTTP_LOCAL), (1, &swapped)]
+        .map(|(which, text)| site.envoy(&lab, &program, which, text));
+    for (which, agent) in agents.iter().enumerate() {
+        let began = Instant::now();
+        let told = site.codes(which, "/", 15);
+        let admitted = told.iter().filter(|code| **code == 200).count();
+        let filled = began.elapsed().as_secs() as usize / 6;
+        assert!((10..=10 + filled).contains(&admitted), "{admitted}, filled {filled}: {told:?}");
+        assert_eq!(agent.metric("ratelimit_service_total_requests", &[]), 15.0);
+    }
+}
+
+/// A4: one call a minute out of the mesh, for each sidecar.
 #[test]
 fn a4_calls_out_have_one_token() {
     let (lab, program) = lab!();

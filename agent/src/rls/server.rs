@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -268,8 +269,13 @@ impl Door for UnixListener {
 }
 
 /// Accepts until the agent stops, then lets open connections end.
-async fn open<D: Door>(door: D, floor: Floor) {
+///
+/// Clients are told to go only when nobody can come in here any more: who connects again at once
+/// meets a successor, or nobody, but not a listener that is about to close with him in its queue.
+async fn open<D: Door>(door: D, mut floor: Floor) {
     let mut drain = floor.drain.clone();
+    let (tell, told) = watch::channel(false);
+    floor.drain = told;
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -282,7 +288,12 @@ async fn open<D: Door>(door: D, floor: Floor) {
             }
         }
     }
+    // Those who wait there have been let in by the kernel.
+    while let Some(Some((place, io, caller))) = come(&door, &floor).now_or_never() {
+        connections.spawn(serve(io, caller, floor.clone(), place));
+    }
     drop(door);
+    let _ = tell.send(true);
     while let Some(ended) = connections.join_next().await {
         notice(ended);
     }
