@@ -176,3 +176,7 @@ pub(super) fn require_bpffs(root: &Path) -> Result<(), DatapathError> {
         Err(DatapathError::NotBpffs { path: parent.to_owned() })
     }
 }
+
+#[cfg(test)]
+#[path = "memory_tests.rs"]
+mod memory_tests;
