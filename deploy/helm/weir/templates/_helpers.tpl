@@ -70,6 +70,11 @@ volumeMounts:
     mountPath: /etc/weir-quotas
     readOnly: true
   {{- end }}
+  {{- if and .Values.rls.enabled .Values.rls.storeSecret }}
+  - name: store
+    mountPath: /etc/weir-store
+    readOnly: true
+  {{- end }}
   - name: bpf
     mountPath: /sys/fs/bpf
   - name: cgroup

@@ -266,11 +266,31 @@ fn the_node_file_is_one_that_the_agent_reads() {
     let helm = needs!(tool("WEIR_HELM"));
     let (good, text, error) = run(
         &helm,
-        &["template", "weir", "deploy/helm/weir", "--set=rls.enabled=true,mode=enforce"],
+        &[
+            "template",
+            "weir",
+            "deploy/helm/weir",
+            "--set=rls.enabled=true,mode=enforce,rls.store.redis=redis://redis:6379/0",
+        ],
     );
     assert!(good, "{error}");
     let file = node_file(&documents(&text));
-    assert!(file.contains("\nrls:\n"), "{file}");
+    assert!(file.contains("\nrls:\n") && file.contains("\n  store:\n"), "{file}");
+    let rolled = |more: &str| {
+        let set = format!("--set=rls.enabled=true,{more}");
+        let (good, text, error) = run(&helm, &["template", "weir", "deploy/helm/weir", &set]);
+        assert!(good, "{more}: {error}");
+        let documents = documents(&text);
+        let is_it = |document: &&Value| document["kind"] == "DaemonSet";
+        let pod = &documents.iter().find(is_it).expect("a DaemonSet")["spec"]["template"];
+        pod["metadata"]["annotations"]["weir.dev/rls-settings"].clone()
+    };
+    // What is read at the start alone rolls the agents; what is read again does not.
+    let before = rolled("mode=shadow");
+    assert!(before.is_string());
+    assert_ne!(rolled("mode=enforce"), before);
+    assert_ne!(rolled("rls.store.redis=redis://redis:6379/0"), before);
+    assert_eq!(rolled("rls.quotaFiles.shop\\.yaml=domain: shop"), before);
     // The folder of quota files is a mount of the pod's.
     check(&file.replace("/etc/weir-quotas", "/var/empty"), "with-rls", &agent);
 }

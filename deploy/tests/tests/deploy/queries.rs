@@ -35,6 +35,8 @@ fn rows<'a>(page: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
 impl Page {
     fn read() -> Self {
         let page = text("docs/metrics.md");
+        // Those of the rate limit service have their own page.
+        let requests = text("docs/rls.md");
         let first = |heading| {
             rows(&page, heading).iter().flat_map(|row| ticked(row[0])).collect::<BTreeSet<_>>()
         };
@@ -43,6 +45,11 @@ impl Page {
             .iter()
             .map(|row| (ticked(row[0]).into_iter().next().expect("a name"), ticked(row[2])));
         let mut metrics: BTreeMap<_, _> = metrics.collect();
+        let of_requests = rows(&requests, "## Metrics").into_iter().flat_map(|row| {
+            let labels = ticked(row[1]);
+            ticked(row[0]).into_iter().map(move |name| (name, labels.clone()))
+        });
+        metrics.extend(of_requests.filter(|(name, _)| name.starts_with("weir_")));
         // Prometheus's own.
         metrics.insert("up".to_owned(), BTreeSet::from(["job".to_owned()]));
         let values = BTreeMap::from([
