@@ -39,7 +39,7 @@ impl Inspect for Bare {
             uptime_seconds: since as f64 / 1e9,
             ready: true,
             node_file: self.node_file.clone(),
-            problems: vec![WHY.to_owned()],
+            problems: std::iter::once(WHY.to_owned()).chain(self.told.problem()).collect(),
             ..view::Status::default()
         }
     }
@@ -85,8 +85,10 @@ impl Inspect for Bare {
 pub(super) async fn agent(options: Options) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let state = options.socket.parent().unwrap_or(Path::new("/"));
-    let file = node_file(&options.node_file, &state.join("last-good.json"))?;
+    let memory = state.join("last-good.json");
+    let file = node_file(&options.node_file, &memory)?;
     let settings = file.rls.context(
         "with --no-datapath an agent only answers rate limit requests, and the node file has no \
          `rls`",
@@ -112,10 +114,17 @@ pub(super) async fn agent(options: Options) -> anyhow::Result<()> {
     });
     let admin = tokio::spawn(admin::serve(inspect, options.level.clone(), socket, tcp, drain));
     info!(node_file = %options.node_file.display(), socket = %options.socket.display(), "the agent runs");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        failed = requests.broken() => return Err(failed),
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            // Quota files are read again by themselves, and the settings when it starts.
+            _ = hangup.recv() => match node_file(&options.node_file, &memory) {
+                Ok(file) => requests.compare(file.rls.as_ref()),
+                Err(problem) => warn!(%problem, "the node file was not understood"),
+            },
+            failed = requests.broken() => return Err(failed),
+        }
     }
     info!("the agent stops");
     requests.stop().await;

@@ -44,7 +44,7 @@ use crate::{
     kube::{self, Cluster, Poster},
     rls,
     telemetry::LevelHandle,
-    workload::CgroupEvents,
+    workload::{CgroupEvents, cgroup::Cgroups},
 };
 
 /// How `weir agent` runs.
@@ -107,7 +107,9 @@ impl Shared {
 
 impl Inspect for Shared {
     fn status(&self) -> view::Status {
-        self.engine().status()
+        let mut status = self.engine().status();
+        status.problems.extend(self.requests.problem());
+        status
     }
 
     fn explain(&self, workload: &str) -> Option<view::Explanation> {
@@ -174,12 +176,17 @@ async fn agent(options: Options) -> anyhow::Result<()> {
     let settings = || requests::settings(&options.node_file, &memory);
     let (socket, datapath, mut requests) = if let Some(path) = &options.standby {
         probes = Some(tokio::spawn(admin::serve_probes(admin::bind(path)?, staged, drain.clone())));
-        // Beside the predecessor: whoever it sends away finds somebody.
+        let opened = standby::open(&options, clock)?;
+        // Beside the predecessor, which is told to end when this one waits: whoever it sends away
+        // finds somebody. Not earlier: one that cannot take over must answer nobody.
         let requests = Requests::start(settings(), &state, &told).await?;
-        let datapath = tokio::select! {
-            opened = standby::open(&options, clock, &stage) => Some(opened?),
-            _ = terminate.recv() => None,
-            _ = interrupt.recv() => None,
+        let datapath = match opened {
+            Some(datapath) => Some(datapath),
+            None => tokio::select! {
+                opened = standby::take_over(&options, clock, &stage) => Some(opened?),
+                _ = terminate.recv() => None,
+                _ = interrupt.recv() => None,
+            },
         };
         let Some(datapath) = datapath else {
             requests.stop().await;
@@ -265,7 +272,9 @@ async fn agent(options: Options) -> anyhow::Result<()> {
             }
             changed = pod_changed(&mut pods) => match changed? {
                 PodEvent::Told => shared.step(Engine::take_pods).await?,
-                PodEvent::Seen => shared.step(Engine::find_pods).await?,
+                PodEvent::Seen(cgroups) => {
+                    shared.step(move |engine| engine.find_pods(&cgroups)).await?;
+                }
             },
             _ = poll.tick() => {
                 let now = look();
@@ -323,7 +332,7 @@ enum PodEvent {
     /// The API server has told something.
     Told,
     /// Something has changed in their cgroups.
-    Seen,
+    Seen(Cgroups),
 }
 
 impl PodEvents {
@@ -343,8 +352,7 @@ impl PodEvents {
         tokio::select! {
             () = self.cluster.changed() => Ok(PodEvent::Told),
             changed = self.cgroups.changed() => {
-                changed.context("cannot watch the pods' cgroups")?;
-                Ok(PodEvent::Seen)
+                Ok(PodEvent::Seen(changed.context("cannot watch the pods' cgroups")?))
             }
             ended = &mut self.watch => {
                 ended.context("the watch of the API server failed")?;

@@ -3,7 +3,10 @@
 use std::{
     net::IpAddr,
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anyhow::Context as _;
@@ -17,13 +20,28 @@ use crate::{
 
 use super::memory::{self, Memory};
 
+/// The service's settings are those of its start.
+const STALE: &str = "`rls` in the node file has changed: it holds when the agent is started again";
+
 /// Who answers rate limit requests, if anybody does, for whoever asks about it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Told(Arc<OnceLock<Arc<rls::State>>>);
+pub(super) struct Told(Arc<Answering>);
+
+#[derive(Debug, Default)]
+struct Answering {
+    state: OnceLock<Arc<rls::State>>,
+    /// Whether the node file says something else by now.
+    is_stale: AtomicBool,
+}
 
 impl Told {
     pub(super) fn state(&self) -> Option<Arc<rls::State>> {
-        self.0.get().cloned()
+        self.0.state.get().cloned()
+    }
+
+    /// What of the node file does not hold, if anything.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.0.is_stale.load(Ordering::Relaxed).then(|| STALE.to_owned())
     }
 }
 
@@ -33,6 +51,7 @@ pub(super) struct Requests {
     settings: Option<rls::Settings>,
     running: Option<Running>,
     workloads: Arc<rls::Workloads>,
+    told: Told,
 }
 
 impl Requests {
@@ -53,9 +72,9 @@ impl Requests {
         };
         if let Some(running) = &running {
             // It is started once.
-            let _ = told.0.set(running.state());
+            let _ = told.0.state.set(running.state());
         }
-        Ok(Self { settings, running, workloads })
+        Ok(Self { settings, running, workloads, told: told.clone() })
     }
 
     /// What answers them, for whoever spends from the same quotas.
@@ -70,8 +89,9 @@ impl Requests {
 
     /// Says that settings hold after the next start only, when they are others now.
     pub(super) fn compare(&self, now: Option<&rls::Settings>) {
-        if self.settings.as_ref() != now {
-            warn!("`rls` in the node file has changed: it holds when the agent is started again");
+        let is_stale = self.settings.as_ref() != now;
+        if !self.told.0.is_stale.swap(is_stale, Ordering::Relaxed) && is_stale {
+            warn!("{STALE}");
         }
     }
 

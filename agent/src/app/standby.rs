@@ -27,22 +27,29 @@ const TRY: Duration = Duration::from_millis(20);
 /// one after the other.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// Opens the data plane, once no other agent owns it. Never comes back while one does.
-pub(super) async fn open(
+/// Opens the data plane if no other agent owns it. Where one does, it is certain from here on that
+/// this one can take over.
+pub(super) fn open(options: &Options, clock: Clock) -> Result<Option<Datapath>> {
+    match Datapath::open(&options.pin_dir, clock, options.bpf_log) {
+        Err(DatapathError::Owned { .. }) => {
+            Datapath::rehearse(&options.pin_dir, options.bpf_log)
+                .context("this version cannot take over from the agent that runs")?;
+            Ok(None)
+        }
+        opened => Ok(Some(opened?)),
+    }
+}
+
+/// Says that this one may take over, and opens the data plane when the agent that owns it has ended.
+pub(super) async fn take_over(
     options: &Options,
     clock: Clock,
     stage: &watch::Sender<Stage>,
 ) -> Result<Datapath> {
-    let mut waits = false;
+    info!("another agent runs; this one takes over when it ends");
+    stage.send_replace(Stage::Waiting);
     loop {
         match Datapath::open(&options.pin_dir, clock, options.bpf_log) {
-            Err(DatapathError::Owned { .. }) if !waits => {
-                Datapath::rehearse(&options.pin_dir, options.bpf_log)
-                    .context("this version cannot take over from the agent that runs")?;
-                info!("another agent runs; this one takes over when it ends");
-                stage.send_replace(Stage::Waiting);
-                waits = true;
-            }
             Err(DatapathError::Owned { .. }) => sleep(TRY).await,
             opened => return Ok(opened?),
         }

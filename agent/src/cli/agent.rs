@@ -59,7 +59,7 @@ pub(super) struct Agent {
     standby: Option<PathBuf>,
     /// Load nothing into the kernel and limit nothing there: only answer rate limit requests, as
     /// `rls` of the node file says
-    #[arg(long, conflicts_with_all = ["uninstall", "standby"])]
+    #[arg(long, conflicts_with_all = ["uninstall", "standby", "kubernetes", "bpf_log", "pin_dir"])]
     no_datapath: bool,
     /// Remove all programs, pins and maps below --pin-dir; then nothing is limited any more
     #[arg(long, conflicts_with_all = ["node_file", "kubernetes", "listen", "bpf_log", "standby"])]

@@ -1,6 +1,7 @@
 //! The index between those who feed it and the engine that takes from it.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -40,7 +41,8 @@ struct State {
     is_newer: bool,
     relists: u64,
     errors: u64,
-    failure: Option<(Instant, String)>,
+    /// Why what is watched was not heard last, and when.
+    failures: BTreeMap<&'static str, (Instant, String)>,
 }
 
 /// What the engine takes.
@@ -90,7 +92,7 @@ impl Cluster {
             is_newer: false,
             relists: 0,
             errors: 0,
-            failure: None,
+            failures: BTreeMap::new(),
         };
         Self {
             node,
@@ -142,32 +144,33 @@ impl Cluster {
         }
     }
 
-    /// The API server has answered.
-    pub(super) fn heard(&self) {
-        self.state().failure = None;
+    /// The API server has told something of this.
+    pub(super) fn heard(&self, what: &str) {
+        self.state().failures.remove(what);
     }
 
     pub(super) fn listed_again(&self) {
         self.state().relists += 1;
     }
 
-    pub(super) fn failed(&self, why: String) {
+    pub(super) fn failed(&self, what: &'static str, why: String) {
         let mut state = self.state();
         state.errors += 1;
-        state.failure = Some((Instant::now(), why));
+        state.failures.insert(what, (Instant::now(), why));
     }
 
     /// How it stands with the API server.
     pub fn health(&self) -> Health {
         let state = self.state();
-        let failure = state.failure.as_ref().filter(|(at, _)| at.elapsed() < RECOVERED);
+        let failures = state.failures.iter().filter(|(_, (at, _))| at.elapsed() < RECOVERED);
+        let failures: Vec<_> = failures.map(|(what, (_, why))| format!("{what}: {why}")).collect();
         Health {
             node: self.node.clone(),
             pods: state.index.len(),
             synced: state.index.is_complete(),
             relists: state.relists,
             errors: state.errors,
-            failure: failure.map(|(_, why)| why.clone()),
+            failure: (!failures.is_empty()).then(|| failures.join("; ")),
         }
     }
 
@@ -184,5 +187,22 @@ impl Cluster {
         if !is_kept {
             self.state().is_newer = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_watch_hears_says_nothing_of_another() {
+        let cluster = Cluster::remembered("node-1".to_owned(), PathBuf::from("/nonexistent/pods"));
+        cluster.failed("pods", "forbidden".to_owned());
+        cluster.failed("namespaces", "refused".to_owned());
+        cluster.heard("namespaces");
+        assert_eq!(cluster.health().failure.as_deref(), Some("pods: forbidden"));
+        assert_eq!(cluster.health().errors, 2);
+        cluster.heard("pods");
+        assert_eq!(cluster.health().failure, None);
     }
 }

@@ -22,7 +22,7 @@ const SIDECARS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
 
 /// What is known of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PodFacts {
+pub(super) struct PodFacts {
     /// Its UID.
     pub uid: String,
     /// The UID that its cgroup has: another one for static pods.
@@ -54,7 +54,7 @@ pub struct PodFacts {
 /// What stands between a pod's application and the network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Mesh {
+pub(super) enum Mesh {
     /// A proxy in the pod, in the container of this name.
     Sidecar(String),
     /// Istio's ztunnel, in the pod's network namespace.
@@ -79,7 +79,7 @@ impl Mesh {
 
 impl PodFacts {
     /// What matters of a pod; `None` when nothing of it runs any more, or it is no pod at all.
-    pub fn of(pod: &Pod) -> Option<Self> {
+    pub(super) fn of(pod: &Pod) -> Option<Self> {
         let ObjectMeta { uid, name, namespace, labels, annotations, .. } = &pod.metadata;
         let (uid, spec) = (uid.clone()?, pod.spec.as_ref()?);
         let status = pod.status.as_ref();
@@ -113,7 +113,7 @@ impl PodFacts {
     }
 
     /// The workload that it is.
-    pub fn workload(&self, namespace: Option<Arc<config::Namespace>>) -> Workload {
+    pub(super) fn workload(&self, namespace: Option<Arc<config::Namespace>>) -> Workload {
         let name = format!("{}/{}", self.namespace, self.name);
         let object = format!("pod {name}");
         let number = |port: &u16| Port::new(*port);
@@ -160,7 +160,7 @@ impl PodFacts {
 
 /// What is known of a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NamespaceFacts {
+pub(super) struct NamespaceFacts {
     /// Its name.
     pub name: String,
     /// Its annotations, of ours alone.
@@ -169,13 +169,13 @@ pub struct NamespaceFacts {
 
 impl NamespaceFacts {
     /// What matters of a namespace.
-    pub fn of(namespace: &Namespace) -> Option<Self> {
+    pub(super) fn of(namespace: &Namespace) -> Option<Self> {
         let ObjectMeta { name, annotations, .. } = &namespace.metadata;
         Some(Self { name: name.clone()?, annotations: ours(annotations.as_ref()) })
     }
 
     /// The layer that it is.
-    pub fn layer(&self) -> config::Namespace {
+    pub(super) fn layer(&self) -> config::Namespace {
         let policy = read(&format!("namespace {}", self.name), &self.annotations);
         config::Namespace { name: self.name.clone(), policy }
     }

@@ -32,7 +32,7 @@ impl<T> Default for List<T> {
 
 /// What the API server says of objects of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step<T> {
+pub(super) enum Step<T> {
     /// A list begins.
     Begin,
     /// An item of it, with its key.
@@ -84,7 +84,7 @@ impl<T: PartialEq> List<T> {
 /// All that is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Index {
+pub(super) struct Index {
     /// By UID.
     pods: List<PodFacts>,
     /// By name.
@@ -96,7 +96,7 @@ pub struct Index {
 
 impl Index {
     /// Takes in what is said of pods, by UID; whether that changes any workload.
-    pub fn pods(&mut self, step: Step<PodFacts>) -> bool {
+    pub(super) fn pods(&mut self, step: Step<PodFacts>) -> bool {
         // Who was ready once has been ready, whatever it is now.
         let known = |uid: &str| self.pods.known.get(uid).is_some_and(|pod| pod.was_ready);
         let since = |uid: &str, pod: PodFacts| {
@@ -114,7 +114,7 @@ impl Index {
     }
 
     /// Takes in what is said of namespaces, by name; whether that changes any workload.
-    pub fn namespaces(&mut self, step: Step<NamespaceFacts>) -> bool {
+    pub(super) fn namespaces(&mut self, step: Step<NamespaceFacts>) -> bool {
         let changed = self.namespaces.step(step);
         let is_in = |pod: &&PodFacts| changed.contains(&pod.namespace);
         let pods: Vec<String> =
@@ -124,7 +124,7 @@ impl Index {
     }
 
     /// Makes all workloads anew, after the index was read from a file.
-    pub fn restore(&mut self) {
+    pub(super) fn restore(&mut self) {
         let pods: Vec<String> = self.pods.known.keys().cloned().collect();
         pods.iter().for_each(|uid| self.make(uid));
     }
@@ -147,22 +147,17 @@ impl Index {
     }
 
     /// Whether everything was listed since this process began.
-    pub const fn is_complete(&self) -> bool {
+    pub(super) const fn is_complete(&self) -> bool {
         self.pods.listed && self.namespaces.listed
     }
 
     /// How many pods there are.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.workloads.len()
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.workloads.is_empty()
-    }
-
     /// The workloads, by name.
-    pub fn workloads(&self) -> Vec<Arc<Workload>> {
+    pub(super) fn workloads(&self) -> Vec<Arc<Workload>> {
         let mut all: Vec<_> = self.workloads.values().cloned().collect();
         all.sort_by(|a, b| (&a.name, &a.identity).cmp(&(&b.name, &b.identity)));
         all
@@ -274,7 +269,7 @@ mod tests {
         list(&mut index, vec![pod("1", "web", "1/s")]);
         let text = serde_json::to_vec(&index).unwrap();
         let mut after: Index = serde_json::from_slice(&text).unwrap();
-        assert!(after.is_empty());
+        assert_eq!(after.len(), 0);
         after.restore();
         assert_eq!(told(&after), told(&index));
         assert!(!after.is_complete(), "nobody has asked the API server yet");

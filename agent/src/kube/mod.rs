@@ -1,6 +1,6 @@
 //! What Kubernetes says about this node: its pods and their namespaces, watched and remembered.
 //!
-//! [`Facts`](facts::PodFacts) are what of a pod matters here, the [`Index`] turns facts into the
+//! `facts` are what of a pod matters here, the `index` turns facts into the
 //! workloads that the engine holds, [`watch`] feeds it from the API server. It decides nothing
 //! about limits: a pod becomes a [`Workload`](crate::config::Workload) with its annotations as it
 //! wrote them, and goes the way of those of a node file from there.
@@ -14,11 +14,9 @@ mod post;
 mod watch;
 
 pub use self::{
-    access::{ACCESS, Access},
-    cluster::{Cluster, Health, Snapshot},
-    facts::{NamespaceFacts, PodFacts},
-    index::{Index, Step},
+    access::ACCESS,
+    cluster::Cluster,
     notices::{Cause, Notice, Notices, Object},
-    post::{Posted, Poster},
+    post::Poster,
     watch::{connect, watch},
 };

@@ -22,7 +22,7 @@ use super::notices::{Notice, Object};
 
 /// Notices that wait for the API server.
 const WAITING: usize = 64;
-/// The longest note that an event may have (`noteLengthLimit` of the API's validation).
+/// The longest note that an event may have, in bytes (`noteLengthLimit` of the API's validation).
 const LONGEST: usize = 1024;
 /// How long until an API server that is away is tried again.
 const AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
@@ -113,7 +113,7 @@ fn event(notice: &Notice, node: &str, number: u64) -> Event {
         }
         Object::Namespace { name } => (&nowhere, reference("Namespace", None, name)),
     };
-    let note: String = notice.note.chars().take(LONGEST / 2).collect();
+    let note = notice.note.get(..notice.note.floor_char_boundary(LONGEST)).unwrap_or_default();
     let name = regarding.name.clone().unwrap_or_default();
     Event {
         metadata: ObjectMeta {
@@ -124,12 +124,30 @@ fn event(notice: &Notice, node: &str, number: u64) -> Event {
         },
         action: Some("Limit".to_owned()),
         reason: Some(notice.cause.name().to_owned()),
-        note: Some(note),
+        note: Some(note.to_owned()),
         type_: Some(if notice.cause.is_warning() { "Warning" } else { "Normal" }.to_owned()),
         event_time: Some(MicroTime(now)),
         regarding: Some(regarding),
         reporting_controller: Some("weir.dev/agent".to_owned()),
         reporting_instance: Some(node.to_owned()),
         ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kube::Cause;
+
+    #[test]
+    fn a_note_is_as_long_as_it_may_be_and_ends_with_a_whole_character() {
+        let object = Object::Namespace { name: "shop".to_owned() };
+        let mut notice = Notice { object, cause: Cause::BadValue, note: "\u{fc}".repeat(600) };
+        let length = |notice: &Notice| event(notice, "node-1", 1).note.unwrap_or_default().len();
+        assert_eq!(length(&notice), 1024);
+        notice.note.insert(0, 'x');
+        assert_eq!(length(&notice), 1023);
+        notice.note = "short".to_owned();
+        assert_eq!(length(&notice), 5);
     }
 }

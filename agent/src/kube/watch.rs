@@ -68,7 +68,7 @@ async fn follow<K, T>(
             Err(error) => {
                 let why = with_causes(&error);
                 warn!(what, error = why, "the API server was not heard; what is known stays");
-                cluster.failed(format!("{what}: {why}"));
+                cluster.failed(what, why);
                 continue;
             }
             // It is said before anything is asked.
@@ -93,7 +93,7 @@ async fn follow<K, T>(
             },
             Ok(Event::Delete(object)) => Step::Remove(facts(&object).0),
         };
-        cluster.heard();
+        cluster.heard(what);
         cluster.update(|index| apply(index, step));
     }
 }

@@ -45,8 +45,8 @@ impl CgroupEvents {
         Ok(events)
     }
 
-    /// Waits for a change, and for those that come right after it.
-    pub async fn changed(&mut self) -> io::Result<()> {
+    /// Waits for a change, and for those that come right after it; what there is then.
+    pub async fn changed(&mut self) -> io::Result<Cgroups> {
         let mut ready = self.inotify.readable().await?;
         sleep(SETTLE).await;
         loop {
@@ -58,18 +58,18 @@ impl CgroupEvents {
             }
         }
         ready.clear_ready();
-        self.watch();
-        Ok(())
+        Ok(self.watch())
     }
 
-    /// Watches what came, and forgets what went: its watches went with it.
-    fn watch(&mut self) {
-        let Cgroups { pods, above } = Cgroups::look(&self.root);
+    /// Watches what came, and forgets what went: its watches went with it. What there is.
+    fn watch(&mut self) -> Cgroups {
+        let cgroups = Cgroups::look(&self.root);
+        let Cgroups { pods, above } = &cgroups;
         let children =
             AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_ONLYDIR;
-        let pods: Vec<PathBuf> = pods.into_values().flatten().collect();
-        let directories =
-            above.into_iter().chain(pods.iter().cloned()).map(|path| (path, children));
+        let pods: Vec<&PathBuf> = pods.values().flatten().collect();
+        let directories = above.iter().chain(pods.iter().copied()).cloned();
+        let directories = directories.map(|path| (path, children));
         // cgroup v2 says there when the first process came and the last one went; v1 does not.
         let files = pods.iter().map(|path| (path.join("cgroup.events"), AddWatchFlags::IN_MODIFY));
         let mut watched = BTreeSet::new();
@@ -79,6 +79,7 @@ impl CgroupEvents {
             }
         }
         self.watched = watched;
+        cgroups
     }
 
     fn add(&self, path: &Path, flags: AddWatchFlags) -> bool {

@@ -56,13 +56,12 @@ impl PodNetworks {
     }
 
     /// The same after cgroups came or went: those that are gone are forgotten, too.
-    pub fn look_at_cgroups(&mut self, wanted: &BTreeSet<String>) -> bool {
-        let cgroups = Cgroups::look(&self.root);
+    pub fn look_at_cgroups(&mut self, wanted: &BTreeSet<String>, cgroups: &Cgroups) -> bool {
         // kubelet removes a pod's cgroup when all of it has ended. To hold its namespace any longer
         // would keep its interfaces there. Where there are no cgroups at all, nothing is known.
         let is_gone = |uid: &str| !cgroups.above.is_empty() && !cgroups.pods.contains_key(uid);
         let changed = self.forget(|uid| !wanted.contains(uid) || is_gone(uid));
-        self.find_all(wanted, &cgroups) || changed
+        self.find_all(wanted, cgroups) || changed
     }
 
     fn forget(&mut self, is_unwanted: impl Fn(&str) -> bool) -> bool {
@@ -84,17 +83,21 @@ impl PodNetworks {
         changed
     }
 
+    /// The cgroups of the moment.
+    pub fn cgroups(&self) -> Cgroups {
+        Cgroups::look(&self.root)
+    }
+
     /// Their interfaces may be others by now: they are listed anew when they are needed.
     pub fn doubt(&mut self) {
         self.found.values_mut().for_each(|network| network.interfaces = None);
     }
 
     /// Looks at all of them once more: they may have other namespaces.
-    pub fn look_again(&mut self, wanted: &BTreeSet<String>) -> bool {
+    pub fn look_again(&mut self, wanted: &BTreeSet<String>, cgroups: &Cgroups) -> bool {
         if wanted.is_empty() {
             return self.forget(|_| true);
         }
-        let cgroups = Cgroups::look(&self.root);
         let mut changed = false;
         for (uid, paths) in &cgroups.pods {
             let Some(known) = self.found.get(uid) else { continue };
@@ -109,7 +112,7 @@ impl PodNetworks {
                 changed |= self.find(uid, paths);
             }
         }
-        self.look_at_cgroups(wanted) || changed
+        self.look_at_cgroups(wanted, cgroups) || changed
     }
 
     /// Finds the namespace of a pod with these cgroups.

@@ -17,7 +17,7 @@ use crate::{
     config::{Location, PodLocation, Workload, evaluate_all},
     kube::{Cause, Cluster, Notice, Notices, Object},
     policy::Place,
-    workload::PodNetworks,
+    workload::{PodNetworks, cgroup::Cgroups},
 };
 
 /// The pods of this node.
@@ -142,7 +142,7 @@ impl Engine {
     }
 
     /// Processes have come or gone in pods: networks may be found now, or be gone.
-    pub fn find_pods(&mut self) {
+    pub fn find_pods(&mut self, cgroups: &Cgroups) {
         let wanted = self.pods.wanted();
         // One whose network is another by now has lost the interface that was found.
         let is_lost = |known: &Known| match &known.location {
@@ -152,8 +152,8 @@ impl Engine {
             _ => false,
         };
         let changed = match self.workloads.iter().any(is_lost) {
-            true => self.pods.networks.look_again(&wanted),
-            false => self.pods.networks.look_at_cgroups(&wanted),
+            true => self.pods.networks.look_again(&wanted, cgroups),
+            false => self.pods.networks.look_at_cgroups(&wanted, cgroups),
         };
         if changed {
             self.reconcile();
@@ -163,7 +163,8 @@ impl Engine {
     /// Pods may have other networks, and other interfaces there, without anybody having said so.
     pub fn check_pods(&mut self) {
         self.pods.networks.doubt();
-        self.pods.networks.look_again(&self.pods.wanted());
+        let cgroups = self.pods.networks.cgroups();
+        self.pods.networks.look_again(&self.pods.wanted(), &cgroups);
         self.reconcile();
     }
 
