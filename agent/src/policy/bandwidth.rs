@@ -21,8 +21,9 @@ pub const MAX_BITS: u64 = 1_000_000_000_000_000;
 /// The longest time that a bucket may take to fill: an hour.
 pub const MAX_FILL_SECONDS: u64 = 3600;
 
-/// The default burst in time: a twentieth of a second.
-const BURSTS_PER_SECOND: u64 = 20;
+/// The default burst in time: a quarter of a second. Where a limit drops, TCP over a short way knows no
+/// slower pace than to wait for its timeout, 200 ms on Linux; what comes meanwhile must not be lost.
+const BURSTS_PER_SECOND: u64 = 4;
 /// The least default burst: what TCP sends before it hears anything (ten frames, RFC 6928).
 const LEAST_BURST: u64 = 10 * FRAME;
 
@@ -57,7 +58,7 @@ impl Bandwidth {
         self.bits.get() as f64 / 8.0
     }
 
-    /// Bytes that may come at once: as written, or those of 50 ms and at least ten full frames.
+    /// Bytes that may come at once: as written, or those of 250 ms and at least ten full frames.
     pub fn burst(self) -> u64 {
         let default = || (self.bits() / 8 / BURSTS_PER_SECOND).max(LEAST_BURST);
         self.burst.map_or_else(default, NonZeroU64::get)

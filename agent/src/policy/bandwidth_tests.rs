@@ -17,13 +17,13 @@ fn bandwidth(text: &str) -> Bandwidth {
 fn units_say_bits_or_bytes() {
     for (text, bits, burst) in [
         ("80Mbit/s burst=1MB", 80_000_000, 1_000_000),
-        ("80Mbit/s", 80_000_000, 500_000),
-        ("10MB/s", 80_000_000, 500_000),
+        ("80Mbit/s", 80_000_000, 2_500_000),
+        ("10MB/s", 80_000_000, 2_500_000),
         ("1Gbit/s burst=64KiB", 1_000_000_000, 65_536),
         ("100kbit/s", 100_000, 15_140),
-        ("1MiB/s", 8 << 20, (1 << 20) / 20),
+        ("1MiB/s", 8 << 20, (1 << 20) / 4),
         ("12112bit/s", 12_112, 15_140),
-        ("1Pbit/s", MAX_BITS, MAX_BITS / 160),
+        ("1Pbit/s", MAX_BITS, MAX_BITS / 32),
     ] {
         let bandwidth = bandwidth(text);
         assert_eq!((bandwidth.bits(), bandwidth.burst()), (bits, burst), "{text}");

@@ -4,7 +4,7 @@
 //! workload has such a limit: who has none pays nothing, and what the first refuses never comes here.
 //! All buckets are in debt mode ([`weir_common::debt`]). How a bucket bites depends on what the path
 //! has: a packet is delayed where something sends packets at the time they carry; else it is marked
-//! when the bucket is half spent, dropped at random from four fifths on, and dropped when it is empty.
+//! when the bucket is half spent, and dropped when it does not fit into what is left.
 //! What TCP cannot do without (segments without payload, SYN, RST) and what finds neighbours is
 //! charged, and never dropped or delayed.
 

@@ -199,7 +199,7 @@ pub extern "C" fn weir_try_cell(block: u32, index: u32, parcel: *const Parcel) -
         weir_force(rule.cell, parcel.direction() as u32, parcel.now_ns, charge, tariff.cap());
         return YES;
     }
-    let bound = bound(&tariff, parcel);
+    let bound = bound(&tariff, charge, parcel);
     // The longest debt lies beyond the horizon of what is delayed, too.
     match debt::attempt(&word, now, charge, bound, HORIZON + tariff.longest()) {
         debt::Spent::Admitted(ahead) => YES | bite(ahead, &tariff, parcel),
@@ -217,15 +217,21 @@ pub extern "C" fn weir_force(cell: u32, word: u32, now_ns: u64, charge: Q8, cap:
     0
 }
 
-/// How much may be spent: what is delayed may be more than the burst, and what is not meets an end
-/// somewhere in its last fifth, at random, so that connections do not all lose at once.
+/// How much may be spent before a packet that costs so much. What is delayed may owe more than the burst.
+///
+/// What is dropped must fit into what is left: then the large packets of a burst are lost and the small
+/// ones that follow them pass, which are what TCP repairs with (a segment sent again, a probe of its
+/// tail). Were a large one admitted in debt, everything after it would be lost until that is repaid, and
+/// the sender would wait for its timeout. Only what does not fit into a bucket passes in debt, while
+/// three quarters of it are left.
 #[inline(always)]
-fn bound(tariff: &Tariff, parcel: &Parcel) -> Q8 {
+fn bound(tariff: &Tariff, charge: Q8, parcel: &Parcel) -> Q8 {
     if parcel.is_paced() {
         return tariff.burst + HORIZON;
     }
-    let last = (tariff.burst / 5 >> 16) * u64::from(parcel.random >> 16);
-    tariff.burst - last
+    let fits = tariff.burst.saturating_sub(charge);
+    let quarter = tariff.burst / 4;
+    1 + if fits > quarter { fits } else { quarter }
 }
 
 /// What a bucket of which so much is spent does to a packet that it lets pass.
@@ -280,9 +286,10 @@ pub extern "C" fn weir_try_flow(block: u32, index: u32, parcel: *const Parcel) -
     let Some(line) = maps::flow_line(place) else { return YES };
     let way = opaque(weir_flow_way(place, tag, parcel.now_ns) as usize) & (way::LINE - 1);
     let tariff = tariff(rule);
-    let bound = if parcel.must_pass() { tariff.cap() } else { bound(&tariff, parcel) };
+    let charge = charge(rule, &tariff, parcel);
+    let bound = if parcel.must_pass() { tariff.cap() } else { bound(&tariff, charge, parcel) };
     let charge = Charge {
-        ticks: flow::ticks(charge(rule, &tariff, parcel), parcel.random),
+        ticks: flow::ticks(charge, parcel.random),
         bound: flow::ticks(bound, 0),
         longest: flow::ticks(HORIZON + tariff.longest(), 0),
         forced: parcel.must_pass(),

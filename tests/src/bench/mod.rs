@@ -5,6 +5,7 @@
 
 mod bpf;
 mod bulk;
+mod bytes;
 mod connections;
 mod cpu;
 mod estimate;
@@ -50,6 +51,7 @@ struct Effort {
     round: Duration,
     attempts: usize,
     drops: Duration,
+    bytes: bytes::Effort,
 }
 
 const FULL: Effort = Effort {
@@ -58,6 +60,13 @@ const FULL: Effort = Effort {
     round: Duration::from_millis(300),
     attempts: 300,
     drops: Duration::from_millis(2200),
+    bytes: bytes::Effort {
+        rates: &[1, 10, 100, 1000],
+        connections: &[1, 100],
+        rounds: 3,
+        warm: Duration::from_millis(1500),
+        length: Duration::from_millis(4000),
+    },
 };
 const QUICK: Effort = Effort {
     paths: 20,
@@ -65,11 +74,25 @@ const QUICK: Effort = Effort {
     round: Duration::from_millis(100),
     attempts: 30,
     drops: Duration::from_millis(500),
+    bytes: bytes::Effort {
+        rates: &[100],
+        connections: &[1],
+        rounds: 1,
+        warm: Duration::from_millis(300),
+        length: Duration::from_millis(700),
+    },
 };
 
 /// All benches, in their order.
-const ALL: [&str; 6] =
-    [paths::BENCH, connections::BENCH, refusal::BENCH, bulk::BENCH, flood::BENCH, requests::BENCH];
+const ALL: [&str; 7] = [
+    paths::BENCH,
+    connections::BENCH,
+    refusal::BENCH,
+    bulk::BENCH,
+    bytes::BENCH,
+    flood::BENCH,
+    requests::BENCH,
+];
 
 /// Runs what the command line asks for.
 pub(crate) fn main() -> Result<()> {
@@ -104,6 +127,9 @@ pub(crate) fn main() -> Result<()> {
     }
     if wanted(bulk::BENCH) {
         step(bulk::BENCH, || bulk::run(report_to, effort.rounds, effort.round, &added))?;
+    }
+    if wanted(bytes::BENCH) {
+        step(bytes::BENCH, || bytes::run(report_to, effort.bytes))?;
     }
     if wanted(flood::BENCH) {
         step(flood::BENCH, || flood::run(report_to, effort.rounds, effort.round / 2))?;

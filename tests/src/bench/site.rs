@@ -52,6 +52,10 @@ pub(crate) enum Guard<'a> {
     Weir { policy: &'a [&'a str], uplink: bool },
     /// By nftables: for SYNs to the pod, at this hook, this verdict (with its limit).
     Nft { hook: &'a str, verdict: &'a str },
+    /// By nftables: for all that is forwarded to the pod, this verdict.
+    NftBytes(&'a str),
+    /// By a queue at the node's end of the pod's veth pair, as `tc` is told of it, with its class.
+    Queue { qdisc: &'a str, class: Option<&'a str> },
 }
 
 /// One of a site's interfaces.
@@ -94,7 +98,18 @@ impl Site {
                 site.agent =
                     Some(agent.with_context(|| format!("cannot start the agent of {name}"))?);
             }
-            Guard::Nft { hook, verdict } => site.load_nft(hook, verdict)?,
+            Guard::Nft { hook, verdict } => {
+                site.load_nft(hook, &format!("tcp flags & (syn | ack) == syn {verdict}"))?;
+            }
+            Guard::NftBytes(verdict) => site.load_nft("forward priority filter", verdict)?,
+            Guard::Queue { qdisc, class } => {
+                let end = site.pod.node_interface();
+                let mut batch = format!("qdisc add dev {end} {qdisc}\n");
+                if let Some(class) = class {
+                    batch += &format!("class add dev {end} {class}\n");
+                }
+                feed(site.node.namespace(), "tc", &["-batch", "-"], &batch)?;
+            }
         }
         Ok(site)
     }
@@ -214,7 +229,7 @@ impl Site {
         let address: Ipv4Addr = self.pod.ipv4();
         let rules = format!(
             "table ip bench {{\n  chain guard {{\n    type filter hook {hook};\n    \
-             ip daddr {address} tcp flags & (syn | ack) == syn {verdict}\n  }}\n}}\n"
+             ip daddr {address} {verdict}\n  }}\n}}\n"
         );
         feed(self.node.namespace(), "nft", &["-f", "-"], &rules)
     }

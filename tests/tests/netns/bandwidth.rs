@@ -50,7 +50,7 @@ on_each_side! {
 /// Both families, large and tiny packets: the rate, whatever is offered.
 fn udp_gets_its_rate_in_each_direction(lab: &Lab, side: Side) {
     const RATE: f64 = 1_250_000.0;
-    const BURST: f64 = 62_500.0;
+    const BURST: f64 = 312_500.0;
     let node = lab.node("node").unwrap();
     let web = node.pod("web").unwrap();
     let client = node.client("client").unwrap();
@@ -187,7 +187,7 @@ fn a_killed_agent_leaves_its_byte_limits_and_an_uninstall_none() {
     assert_eq!(pins(&agent), 2);
     let address = addresses(&web)[0];
     let flood = Flood { payload: 1000, time: Duration::from_secs(1), pace: 1_000_000.0 };
-    let most = |traffic: Traffic| 125_000.0 * traffic.seconds + 15_140.0 + 1514.0;
+    let most = |traffic: Traffic| 125_000.0 * traffic.seconds + 31_250.0 + 1514.0;
     let bytes = |agent: &Agent<'_>| volume(agent, "web", "ingress-bandwidth").passed_bytes;
 
     agent.kill();

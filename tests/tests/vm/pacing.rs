@@ -38,7 +38,8 @@ fn delayed_connections_get_their_rate() {
             let (web, client) = (node.pod("web").unwrap(), node.client("client").unwrap());
             let rows = [(2, 1, 0.0), (10, 1, 0.0), (10, 10, 0.0), (2, 1, 0.005)];
             let file = |mbit: u32| {
-                let policy = format!("policy: {{ {limit}: {mbit}Mbit/s }}");
+                let burst = u64::from(mbit) * 6250;
+                let policy = format!("policy: {{ {limit}: {mbit}Mbit/s burst={burst}B }}");
                 node_file_with(side, &web, &policy)
             };
             let mut agent = Agent::start(&lab, node.namespace(), &file(rows[0].0));
@@ -75,7 +76,7 @@ fn delayed_connections_get_their_rate() {
                 let seconds = traffic.iter().map(|one| one.seconds).fold(0.0, f64::max);
                 let received: u64 = traffic.iter().map(|one| one.received).sum();
                 let rate = f64::from(mbit) * 1e6 / 8.0;
-                let burst = (rate / 20.0).max(15_140.0);
+                let burst = rate / 20.0;
                 let passed = (after.passed_bytes - before.passed_bytes) as f64;
                 let dropped = after.dropped_packets - before.dropped_packets;
                 let row = format!(
