@@ -6,8 +6,8 @@ use super::node_file::{NodeFile, Workload};
 use crate::{
     compile,
     policy::{
-        Administrator, Effective, LastGood, Layers, LimitKind, Line, Outcome, Port, Problem,
-        Subject, effective,
+        Administrator, Effective, KUBERNETES_BANDWIDTH, LastGood, Layers, LimitKind, Line, Outcome,
+        Place, Port, Problem, Subject, effective,
     },
 };
 
@@ -27,6 +27,19 @@ pub struct Evaluated<'a> {
 }
 
 impl Evaluated<'_> {
+    /// Leaves what Kubernetes' own annotations ask for, towards and from the workload, to who does it
+    /// already. Two buckets in a row would be slower than either, and nobody asked for that.
+    pub fn leave_to(&mut self, others: &[Option<String>; 2]) {
+        for ((annotation, _), other) in KUBERNETES_BANDWIDTH.iter().zip(others) {
+            let Some(other) = other else { continue };
+            let is_its = |line: &Line| matches!(&line.origin.place, Place::Annotation { key, .. } if key == annotation);
+            if self.effective.lines.iter().any(is_its) {
+                self.effective.lines.retain(|line| !is_its(line));
+                self.remarks.push(format!("`{annotation}` is left to {other}"));
+            }
+        }
+    }
+
     /// The workload as `compile` wants it.
     pub fn subject(&self) -> compile::Subject<'_> {
         let workload = self.workload;

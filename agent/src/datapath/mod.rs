@@ -39,7 +39,7 @@ pub use self::{
     events::Events,
     maps::{CellCounts, Maps, SharedCell, TallyView, VolumeCounts},
     publish::Rules,
-    queue::{Pace, Pacing},
+    queue::{Pace, Pacing, Shapers},
     recount::{Counter, Recount},
     tracks::{Adopted, Adoption, Connection, HalfClosed, Key, Seen, Tracks, counts_in},
 };

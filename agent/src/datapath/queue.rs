@@ -9,7 +9,7 @@
 //! (<https://github.com/torvalds/linux/blob/v6.1/net/sched/sch_api.c#L1550>). The handle that ours has
 //! says that it is ours, to this agent and to the next.
 
-use std::{fmt, io};
+use std::{fmt, io, path::Path};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::{
@@ -24,6 +24,8 @@ use rtnetlink::{
     },
 };
 use serde::Serialize;
+
+use crate::workload::Interface;
 
 const FQ: &str = "fq";
 const MQ: &str = "mq";
@@ -101,6 +103,12 @@ impl Queues {
         })
     }
 
+    /// Whether what an interface receives may go elsewhere: an `ingress`, but no `clsact`.
+    fn redirects(&self, ifindex: u32) -> bool {
+        let here = |queue: &&Queue| u32::try_from(queue.ifindex) == Ok(ifindex);
+        self.0.iter().filter(here).any(|queue| queue.kind == "ingress")
+    }
+
     fn root(&self, ifindex: u32) -> Root<'_> {
         let here = |queue: &&Queue| u32::try_from(queue.ifindex) == Ok(ifindex);
         let mut here = self.0.iter().filter(here);
@@ -147,6 +155,46 @@ pub(super) fn pace(queues: &Queues, ifindex: u32, interface: &str, wanted: Pace)
         (Root::Default(kind) | Root::Chosen(kind), _) => {
             Pacing::Not(format!("{interface} has {}, not `fq`", Kind(kind)))
         }
+    }
+}
+
+/// Who else limits bytes at the host's ends of pods.
+///
+/// The CNI's bandwidth plugin puts a `tbf` behind the host's end, and sends what comes in there through
+/// an `ifb` of its own with another
+/// (<https://github.com/containernetworking/plugins/blob/v1.5.1/plugins/meta/bandwidth/ifb_creator.go>).
+/// Cilium's bandwidth manager delays what pods send, by times in a map that is there when it is on.
+pub struct Shapers {
+    queues: Queues,
+    /// Whether there is an `ifb` of the plugin's that limits.
+    has_ifb: bool,
+    has_manager: bool,
+}
+
+/// Where Cilium pins the rates of its bandwidth manager.
+const CILIUM: &str = "/sys/fs/bpf/tc/globals/cilium_throttle";
+/// How the plugin names its `ifb`s.
+const IFB: &str = "bwp";
+
+impl Shapers {
+    /// Looks around in the calling thread's namespace, which has these interfaces.
+    pub fn look(host: &[Interface]) -> Self {
+        // Who cannot be seen is not waited for: then Weir limits, too.
+        let queues = Queues::list().unwrap_or(Queues(Vec::new()));
+        let limits = |link: &Interface| queues.root(link.index) == Root::Chosen("tbf");
+        let has_ifb = host.iter().any(|link| link.name.starts_with(IFB) && limits(link));
+        Self { has_ifb, has_manager: Path::new(CILIUM).exists(), queues }
+    }
+
+    /// Who limits bytes towards and from the pod whose host's end this is.
+    pub fn of(&self, ifindex: u32, interface: &str) -> [Option<String>; 2] {
+        let tbf = self.queues.root(ifindex) == Root::Chosen("tbf");
+        let from = if self.has_ifb && self.queues.redirects(ifindex) {
+            Some(format!("the `ifb` behind {interface}"))
+        } else {
+            self.has_manager.then(|| "Cilium's bandwidth manager".to_owned())
+        };
+        [tbf.then(|| format!("the `tbf` on {interface}")), from]
     }
 }
 

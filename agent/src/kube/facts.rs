@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{self, Location, PodLocation, Workload},
-    policy::{ANNOTATION_PREFIX, Place, Port, PortName, Ports, Probes, RESETS, annotations},
+    policy::{
+        ANNOTATION_PREFIX, KUBERNETES_BANDWIDTH, Place, Port, PortName, Ports, Probes, RESETS,
+        annotations, kubernetes_annotations,
+    },
 };
 
 /// The annotation by which a static pod's object names the UID that kubelet gave the pod itself.
@@ -33,7 +36,7 @@ pub(super) struct PodFacts {
     pub name: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Its annotations, of ours alone.
+    /// Its annotations: ours, and Kubernetes' that limit bytes.
     pub annotations: BTreeMap<String, String>,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
@@ -151,10 +154,20 @@ impl PodFacts {
             pace: None,
             include_management: false,
             namespace: Some(namespace.unwrap_or_else(nameless)),
-            policy: read(&object, &self.annotations),
+            policy: self.policy(&object),
             is_armed: self.was_ready,
             remarks: self.mesh.iter().map(Mesh::remark).collect(),
         }
+    }
+}
+
+impl PodFacts {
+    /// What its annotations say.
+    fn policy(&self, object: &str) -> crate::policy::Entries {
+        let written = |key: &str| self.annotations.get(key).map(String::as_str);
+        let mut entries = read(object, &self.annotations);
+        entries.extend(kubernetes_annotations(object, written));
+        entries
     }
 }
 
@@ -187,7 +200,10 @@ fn read(object: &str, written: &BTreeMap<String, String>) -> crate::policy::Entr
 
 fn ours(annotations: Option<&BTreeMap<String, String>>) -> BTreeMap<String, String> {
     let annotations = annotations.into_iter().flatten();
-    let is_ours = |(key, _): &(&String, &String)| key.starts_with(ANNOTATION_PREFIX);
+    let is_ours = |(key, _): &(&String, &String)| {
+        let bandwidth = || KUBERNETES_BANDWIDTH.iter().any(|(annotation, _)| key == annotation);
+        key.starts_with(ANNOTATION_PREFIX) || bandwidth()
+    };
     annotations.filter(is_ours).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 

@@ -56,6 +56,29 @@ pub fn choose_queue(namespace: &Namespace, interface: &str, kind: &str) -> Resul
         .doing(|| format!("put {kind} on {interface} in {}", namespace.name()))
 }
 
+/// Lets an interface send no more than so many bytes a second, by the kernel's `tbf`.
+///
+/// # Errors
+/// When the kernel has no `tbf`, or the interface a queue of somebody's.
+pub fn shape(namespace: &Namespace, interface: &str, rate: u32) -> Result<(), LabError> {
+    /// `TCA_TBF_PARMS`, and the bytes of `struct tc_tbf_qopt` of linux/pkt_sched.h.
+    const PARMS: (u16, u16) = (1, 36);
+    /// Bytes that wait, and ticks of 64 ns that the bucket lasts: 50 ms.
+    const ROOM: [u32; 2] = [1 << 20, 781_250];
+    let index = link_index(namespace, interface)?;
+    let mut options = Vec::new();
+    options.extend((PARMS.1 + 4).to_ne_bytes());
+    options.extend(PARMS.0.to_ne_bytes());
+    // `struct tc_ratespec`, of Ethernet; then that of a peak, which there is none of.
+    options.extend([0, 1, 0, 0, 0, 0, 0, 0]);
+    options.extend(rate.to_ne_bytes());
+    options.extend([0; 12]);
+    options.extend(ROOM.iter().flat_map(|word| word.to_ne_bytes()));
+    options.extend([0; 4]);
+    set_queue(namespace, index, "tbf", options)
+        .doing(|| format!("shape {interface} in {}", namespace.name()))
+}
+
 fn set_queue(
     namespace: &Namespace,
     index: u32,

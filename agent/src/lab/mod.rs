@@ -30,7 +30,7 @@ mod skip;
 
 pub use self::{
     error::LabError,
-    impair::{choose_queue, impair},
+    impair::{choose_queue, impair, shape},
     links::{End, Prefix, Route, add_address, add_route, delete_link, link_index, veth},
     namespace::Namespace,
     node::{CLIENTS_V4, CLIENTS_V6, Host, Node, PODS_V4, PODS_V6, Role},

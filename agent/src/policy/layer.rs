@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use super::{
+    bandwidth::parse_kubernetes,
     fault::KeyError,
     key::{ANNOTATION_PREFIX, Key, KeyKind, Port, Ports},
     peer::{Cidr, Services},
@@ -67,6 +68,12 @@ impl Entry {
         })
     }
 
+    /// Whether an annotation of Kubernetes said it.
+    pub fn is_of_kubernetes(&self) -> bool {
+        let is_its = |key: &str| KUBERNETES_BANDWIDTH.iter().any(|(name, _)| *name == key);
+        matches!(&self.place, Place::Annotation { key, .. } if is_its(key))
+    }
+
     /// What is wrong with the entry in itself, whoever wrote it.
     pub fn problem(&self) -> Option<&Problem> {
         match (&self.key, &self.value) {
@@ -79,6 +86,36 @@ impl Entry {
 
 /// What one party wrote, in order.
 pub type Entries = Vec<Entry>;
+
+/// What Kubernetes' own annotations are that limit bytes, and the keys that say the same.
+pub const KUBERNETES_BANDWIDTH: [(&str, &str); 2] = [
+    ("kubernetes.io/ingress-bandwidth", "ingress-bandwidth"),
+    ("kubernetes.io/egress-bandwidth", "egress-bandwidth"),
+];
+
+/// Reads what a pod's own annotations of Kubernetes say of bytes. Where Weir's key stands beside one, that
+/// counts.
+pub fn kubernetes_annotations<'a>(
+    object: &str,
+    annotations: impl Fn(&str) -> Option<&'a str>,
+) -> Entries {
+    let entry = |(annotation, key): &(&str, &str)| {
+        let text = annotations(annotation)?;
+        if annotations(&format!("{ANNOTATION_PREFIX}{key}")).is_some() {
+            return None;
+        }
+        let place = Place::Annotation { object: object.to_owned(), key: (*annotation).to_owned() };
+        Some(match parse_kubernetes(text) {
+            // As Weir's own key would say it: whoever keeps it for later reads it as such.
+            Ok(bandwidth) => Entry::read(key, place.clone(), &bandwidth.to_string(), &place, false),
+            Err(error) => {
+                let problem = Problem::value(&place, annotation, &error, true);
+                Entry { text: text.to_owned(), ..Entry::without_text(key, place, problem) }
+            }
+        })
+    };
+    KUBERNETES_BANDWIDTH.iter().filter_map(entry).collect()
+}
 
 /// Reads the annotations of an object that are Weir's; others are left alone.
 pub fn annotations<'a>(

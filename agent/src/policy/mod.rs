@@ -22,11 +22,14 @@ mod suggest;
 pub mod value;
 
 pub use self::{
-    bandwidth::{Bandwidth, parse_kubernetes},
+    bandwidth::Bandwidth,
     breaker::{Breaker, Ratio, Scope},
     effective::{Clamp, Effective, Layers, Line, Outcome, Served, Shadow, Slot, effective},
     key::{ANNOTATION_PREFIX, Key, KeyKind, LimitKind, Port, PortName, PortRef, Ports},
-    layer::{Administrator, Allow, Entries, Entry, Glob, Match, Policy, Subject, annotations},
+    layer::{
+        Administrator, Allow, Entries, Entry, Glob, KUBERNETES_BANDWIDTH, Match, Policy, Subject,
+        annotations, kubernetes_annotations,
+    },
     peer::{Cidr, Group, ServiceName, Services, To},
     place::{Layer, Origin, Place, Problem, Severity, Sourced},
     probes::{Probes, RESETS},

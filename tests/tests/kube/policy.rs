@@ -1,10 +1,14 @@
 //! What pods, namespaces and administrators say holds for real connections.
 
+use std::time::Duration;
+
 use serde_json::json;
+use weir::lab::shape;
 use weir_tests::{
     agent::eventually,
     kubelet::{Driver, Kubelet, uid},
     site::serve,
+    traffic::{self, Flood},
 };
 
 use super::{Cluster, NOTHING, await_attached, await_limit, codes, name};
@@ -94,4 +98,60 @@ fn namespaces_and_administrators_have_their_say() {
     assert!(still.contains("refused"), "{still}");
     cluster.server.annotate("namespaces", "shop", "weir.dev/connections.http", None);
     await_limit(&agent, &db_name, None);
+}
+
+/// What Kubernetes' own annotations ask for holds, unless the CNI's `tbf` holds it already; Weir's own
+/// key goes before it, and a quantity that Kubernetes refuses is told.
+#[test]
+fn kubernetes_own_bandwidths_hold_unless_the_cni_holds_them() {
+    const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
+    let lab = lab!();
+    let cluster = Cluster::new(&lab);
+    let (web, client) = (cluster.node.pod("web").unwrap(), cluster.node.client("client").unwrap());
+    let agent = cluster.agent(&lab, NOTHING);
+    let _container = cluster.start(&web, &uid(1), json!({}));
+    let web_name = name(&web);
+    await_attached(&agent, &web_name);
+    let limits = || {
+        let limits = agent.workload(&web_name).limits.into_iter();
+        limits.map(|limit| format!("{}: {}", limit.limit, limit.value)).collect::<Vec<_>>()
+    };
+    let await_limits = |expected: &[&str]| {
+        eventually("limits", limits, |limits| limits.iter().eq(expected.iter()));
+    };
+    // The pod runs, and gets the programs with its first limit of bytes.
+    cluster.server.annotate("pods", &web_name, INGRESS, Some("1M"));
+    await_limits(&["ingress-bandwidth: 1Mbit/s"]);
+    let is_paced = || agent.workload(&web_name).pace.is_some();
+    eventually("the programs are attached", is_paced, |is| *is);
+    let flood = Flood { payload: 1000, time: Duration::from_secs(1), pace: 1_000_000.0 };
+    let traffic = traffic::udp(&client, &web, web.ipv4().into(), flood);
+    let most = 125_000.0 * traffic.seconds + 31_250.0 + 1514.0;
+    assert!((traffic.received as f64) < most && traffic.received > 60_000, "{traffic:?}");
+
+    cluster.server.annotate("pods", &web_name, INGRESS, Some("1Q"));
+    let problems = || agent.explain(&web_name).problems;
+    eventually("the quantity is refused", problems, |problems| {
+        problems.iter().any(|problem| problem.contains(INGRESS) && problem.contains("1k to 1P"))
+    });
+    // The last good value stays.
+    await_limits(&["ingress-bandwidth: 1Mbit/s"]);
+
+    cluster.server.annotate("pods", &web_name, INGRESS, Some("2M"));
+    await_limits(&["ingress-bandwidth: 2Mbit/s"]);
+    let own = "weir.dev/ingress-bandwidth";
+    cluster.server.annotate("pods", &web_name, own, Some("3Mbit/s"));
+    await_limits(&["ingress-bandwidth: 3Mbit/s"]);
+    cluster.server.annotate("pods", &web_name, own, None);
+    await_limits(&["ingress-bandwidth: 2Mbit/s"]);
+
+    // As the CNI's bandwidth plugin has it.
+    let end = web.node_interface();
+    shape(cluster.node.namespace(), &end, 250_000).unwrap();
+    await_limits(&[]);
+    let detail = agent.workload(&web_name).detail.unwrap();
+    assert!(detail.contains(&format!("`{INGRESS}` is left to the `tbf` on {end}")), "{detail}");
+    cluster.server.annotate("pods", &web_name, "kubernetes.io/egress-bandwidth", Some("1G"));
+    await_limits(&["egress-bandwidth: 1Gbit/s"]);
+    assert_eq!(cluster.server.refused(), Vec::<String>::new());
 }

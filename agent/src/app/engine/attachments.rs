@@ -1,6 +1,7 @@
 //! Where workloads are seen: from what is there now to what is attached, and why the rest is not.
 
 use std::{
+    cell::LazyCell,
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
     sync::Arc,
@@ -8,13 +9,13 @@ use std::{
 
 use tracing::{error, info, warn};
 
-use super::{Engine, Known};
+use super::{Engine, Known, Shaped};
 use crate::{
     app::view,
     causes::with_causes,
     compile::{Identity, WorkloadTable},
     config::{self, Location, PodLocation},
-    datapath::{self, Attached, Attachment, Caller, DatapathError, Target},
+    datapath::{self, Attached, Attachment, Caller, DatapathError, Shapers, Side, Target},
     quota,
     workload::{self, Interface, Resolved, interfaces},
 };
@@ -35,9 +36,13 @@ impl Engine {
         let mut wanted = Vec::new();
         let (mut callers, mut unhooked) = (Vec::new(), BTreeMap::new());
         let mut missing = BTreeMap::new();
+        let mut asking = BTreeSet::new();
         let pods = self.pods.workloads();
         for workload in self.file.workloads.iter().chain(pods.iter().map(Arc::as_ref)) {
             let identity = Identity::workload(&workload.identity);
+            if workload.policy.iter().any(|entry| entry.is_of_kubernetes()) {
+                asking.insert(identity);
+            }
             match workload::resolve(workload, identity, &host, &mut self.pods.networks) {
                 Ok(Resolved { attachments, caller }) => {
                     let table = self.tables.workloads.get(&workload.identity);
@@ -53,6 +58,7 @@ impl Engine {
                 Err(problem) => _ = missing.insert(identity, with_causes(&problem)),
             }
         }
+        let shaped = shapers(&wanted, &asking, &host);
         let uplinks = self.wanted_uplinks(&host, &mut wanted);
         let results = self.datapath.attach(&wanted);
         self.note_attached(&results, &mut missing);
@@ -65,6 +71,10 @@ impl Engine {
             .collect();
         self.decided = true;
         self.note_states();
+        if shaped != self.shaped {
+            self.shaped = shaped;
+            self.hold_again();
+        }
     }
 
     /// Whether its connections are judged, and some limit is about those that it opens.
@@ -230,6 +240,23 @@ fn own_addresses<'a>(
         _ if !told.is_empty() => told,
         _ => found.unwrap_or_default(),
     }
+}
+
+/// Who limits the bytes of these workloads already, as far as can be seen from the host's end.
+fn shapers(wanted: &[Attachment], asking: &BTreeSet<Identity>, host: &[Interface]) -> Shaped {
+    let mut shaped = Shaped::new();
+    let shapers = LazyCell::new(|| Shapers::look(host));
+    for attachment in wanted {
+        if let Target::Workload { workload, side: Side::Host, .. } = &attachment.target
+            && asking.contains(workload)
+        {
+            let others = shapers.of(attachment.ifindex, &attachment.interface);
+            if others.iter().any(Option::is_some) {
+                shaped.insert(*workload, others);
+            }
+        }
+    }
+    shaped
 }
 
 const fn pace(wanted: config::Pace) -> datapath::Pace {

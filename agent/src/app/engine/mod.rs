@@ -34,8 +34,8 @@ use crate::{
     audit::Auditor,
     causes::with_causes,
     clock::Clock,
-    compile::{Change, Compiled, Identity, NodeFacts, Tables, compile, diff},
-    config::{self, Evaluated, Location, NodeFile, Report, evaluate_all, read},
+    compile::{Change, Compiled, Identity, NodeFacts, Tables, WorkloadTable, compile, diff},
+    config::{self, Evaluated, Location, NodeFile, Report, Workload, evaluate_all, read},
     datapath::{Attached, Datapath},
     policy::{Effective, LastGood, Problem},
     quota::{Now, Quotas},
@@ -44,6 +44,9 @@ use crate::{
 
 /// Refusals that a slow reader of the trace may fall behind.
 const TRACE: usize = 1024;
+
+/// Who else limits bytes towards and from each workload.
+type Shaped = BTreeMap<Identity, [Option<String>; 2]>;
 
 /// Everything the agent knows.
 pub struct Engine {
@@ -69,6 +72,8 @@ pub struct Engine {
     problems: Vec<String>,
     workloads: Vec<Known>,
     uplinks: Vec<view::UplinkStatus>,
+    /// Who else limits the bytes of workloads of which Kubernetes' annotations ask the same.
+    shaped: Shaped,
     tables: Tables,
     /// Whether the kernel holds the tables.
     applied: Applied,
@@ -146,6 +151,7 @@ impl Engine {
             problems: Vec::new(),
             workloads: Vec::new(),
             uplinks: Vec::new(),
+            shaped: Shaped::new(),
             tables: Tables::default(),
             applied: Applied::NotYet,
             observer: Observer::default(),
@@ -225,8 +231,7 @@ impl Engine {
         self.note_trial(text.is_some());
         let file = self.file.clone();
         let pods = self.pods.workloads();
-        let workloads = file.workloads.iter().chain(pods.iter().map(Arc::as_ref));
-        let evaluated = evaluate_all(&file.administrator, workloads, &self.last_good);
+        let evaluated = self.evaluate(&file, &pods);
         let compiled = self.compile(&evaluated);
         if let Some(reading) = &problems {
             self.loaded_at = seconds(self.clock.realtime_ns());
@@ -247,6 +252,28 @@ impl Engine {
             self.reconcile();
         }
         self.keep_last_good();
+    }
+
+    /// What holds for the workloads of the file and for pods.
+    fn evaluate<'a>(&self, file: &'a NodeFile, pods: &'a [Arc<Workload>]) -> Vec<Evaluated<'a>> {
+        let workloads = file.workloads.iter().chain(pods.iter().map(Arc::as_ref));
+        let mut evaluated = evaluate_all(&file.administrator, workloads, &self.last_good);
+        for one in &mut evaluated {
+            if let Some(others) = self.shaped.get(&Identity::workload(&one.workload.identity)) {
+                one.leave_to(others);
+            }
+        }
+        evaluated
+    }
+
+    /// Makes hold what follows from what is known now.
+    fn hold_again(&mut self) {
+        let (file, pods) = (self.file.clone(), self.pods.workloads());
+        let evaluated = self.evaluate(&file, &pods);
+        let compiled = self.compile(&evaluated);
+        if self.hold(evaluated, compiled) {
+            self.reconcile();
+        }
     }
 
     fn compile(&self, evaluated: &[Evaluated<'_>]) -> Compiled {
@@ -314,6 +341,11 @@ impl Engine {
                 hooked,
                 seen_at,
             };
+            // Programs that limit bytes are attached where there are such limits.
+            let table = self.tables.workloads.get(&known.key);
+            let volumes = table.is_some_and(WorkloadTable::limits_volumes);
+            let had = known.attached.as_ref().is_ok_and(|attached| attached.pacing.is_some());
+            moved |= known.attached.is_ok() && had != volumes;
             // Calls are hooked where they are attached.
             moved |= known.hooked.is_some() != known.limits_calls();
             self.workloads.push(known);

@@ -14,7 +14,7 @@ use super::{Engine, Known};
 use crate::{
     app::{timing::Timing, view},
     compile::Identity,
-    config::{Location, PodLocation, Workload, evaluate_all},
+    config::{Location, PodLocation, Workload},
     kube::{Cause, Cluster, Notice, Notices, Object},
     policy::Place,
     workload::{PodNetworks, cgroup::Cgroups},
@@ -127,8 +127,7 @@ impl Engine {
         let found = self.pods.networks.look_for(&self.pods.wanted());
         let file = self.file.clone();
         let pods = self.pods.workloads();
-        let workloads = file.workloads.iter().chain(pods.iter().map(Arc::as_ref));
-        let evaluated = evaluate_all(&file.administrator, workloads, &self.last_good);
+        let evaluated = self.evaluate(&file, &pods);
         let compiled = self.compile(&evaluated);
         let moved = self.hold(evaluated, compiled);
         if let Some(since) = snapshot.since {
