@@ -130,6 +130,14 @@ async fn is_answered(site: &Site, trusted: &Authority, own: Option<(String, Stri
     }
 }
 
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(30);
+    while !holds().await {
+        assert!(Instant::now() < patience, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test]
 async fn certificates_change_and_open_connections_go_on() {
     let (before, after) = (Authority::new(), Authority::new());
@@ -141,14 +149,12 @@ async fn certificates_change_and_open_connections_go_on() {
     // The certificate first: until its key is there too, what was there before holds.
     let (certificate, key) = after.issue("weir.test");
     fs::write(site.folder.join("cert.pem"), certificate).unwrap();
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    let problem = || site.running.state().view().certificates;
+    eventually("the certificate is refused without its key", async || problem().is_some()).await;
     assert!(is_answered(&site, &before, None).await);
     fs::write(site.folder.join("key.pem"), key).unwrap();
-    let patience = Instant::now() + Duration::from_secs(30);
-    while !is_answered(&site, &after, None).await {
-        assert!(Instant::now() < patience, "the new certificate does not come to hold");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("the new certificate holds", async || is_answered(&site, &after, None).await).await;
+    assert_eq!(problem(), None);
     assert!(!is_answered(&site, &before, None).await);
     assert!(ask(&open).await.unwrap(), "an open connection goes on");
 }

@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use axum::http::uri::Authority;
+
 use super::{
     fields::{Field, Fields, Notes},
     xds,
@@ -13,7 +15,7 @@ use crate::{
         store::redis::{RedisSettings, Topology},
     },
     quota::model::Scope,
-    rls::{Bounds, Headers, Modes, Settings, Tls},
+    rls::{Bounds, Headers, Modes, Settings, Statsd, Tls},
 };
 
 const KEYS: &[&str] = &[
@@ -34,6 +36,7 @@ const KEYS: &[&str] = &[
     "response-headers",
     "dynamic-metadata",
     "nodes",
+    "statsd",
     "store",
     "healthy-with-quotas",
     "max-connections",
@@ -45,11 +48,9 @@ const KEYS: &[&str] = &[
     "drain-delay",
 ];
 
-const LATER: &[&str] = &["statsd"];
-
 /// Reads it; `None` when anything in it is wrong. Half a service would be another service.
 pub(super) fn read(notes: &mut Notes<'_>, node: &Node) -> Option<Settings> {
-    let fields = notes.fields("rls", node, KEYS, LATER)?;
+    let fields = notes.fields("rls", node, KEYS, &[])?;
     let mut reader = Reader { notes, fields, good: true };
     let standard = Settings::default();
     let settings = Settings {
@@ -62,6 +63,7 @@ pub(super) fn read(notes: &mut Notes<'_>, node: &Node) -> Option<Settings> {
         tls: reader.option("tls", |notes, _, node| tls(notes, node)),
         quotas: reader.value("quotas", paths, Vec::new),
         xds: reader.option("xds", |notes, _, node| xds::read(notes, node)),
+        statsd: reader.option("statsd", |notes, _, node| statsd(notes, node)),
         store: reader.option("store", |notes, _, node| store(notes, node)),
         modes: modes(&mut reader),
         healthy_with_quotas: reader.flag("healthy-with-quotas"),
@@ -334,6 +336,34 @@ fn tls(notes: &mut Notes<'_>, node: &Node) -> Option<Tls> {
         return None;
     }
     good.then_some(Tls { cert: cert?, key: key?, client_ca, client_names })
+}
+
+/// HOST:PORT.
+pub(super) fn server(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<String> {
+    let server = text(notes, key, node)?;
+    let is_whole = |it: Authority| it.port_u16().is_some() && !it.as_str().contains('@');
+    if !server.parse().is_ok_and(is_whole) {
+        notes.error(node.at, format!("`{key}`: `{server}` is no server"), "HOST:PORT");
+        return None;
+    }
+    Some(server)
+}
+
+/// Who is told what was counted. The interval is the original's.
+fn statsd(notes: &mut Notes<'_>, node: &Node) -> Option<Statsd> {
+    const NAMES: &[&str] = &["server", "interval"];
+    let fields = notes.fields("statsd", node, NAMES, &[])?;
+    let unknown = fields.has_unknown(NAMES);
+    let at = fields.at;
+    let mut reader = Reader { notes, fields, good: !unknown };
+    let server = reader.option("server", server);
+    let interval = reader.value("interval", duration, || Duration::from_secs(5));
+    let Reader { notes, good, .. } = reader;
+    if server.is_none() && good {
+        notes.error(at, "`statsd` names no server", "`server: HOST:PORT`");
+    }
+    let server = server?;
+    good.then_some(Statsd { server, interval })
 }
 
 /// Where the counts of a fleet are kept.

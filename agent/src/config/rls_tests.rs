@@ -133,3 +133,13 @@ fn quotas_can_come_from_a_management_server() {
     let both = "{server: 'eg:1', scope: fleet}\n  store: {redis: 'redis://a'}";
     assert_eq!(settings(&xds(both)).xds.unwrap().scope, Scope::Fleet);
 }
+
+#[test]
+fn a_statsd_server_has_an_address() {
+    let statsd = |text: &str| format!("rls: {{ socket: /s, statsd: {text} }}\n");
+    let read = settings(&statsd("{ server: 'localhost:8125' }")).statsd.unwrap();
+    assert_eq!((read.server.as_str(), read.interval), ("localhost:8125", Duration::from_secs(5)));
+    for wrong in ["{}", "{ server: localhost }", "{ server: 'a:1', interval: 5 }"] {
+        assert_eq!(problems(&statsd(wrong)).len(), 1, "{wrong}");
+    }
+}

@@ -2,11 +2,9 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use axum::http::uri::Authority;
-
 use super::{
     fields::Notes,
-    rls::{Reader, absolute_path, duration, number, text},
+    rls::{Reader, absolute_path, duration, number, server, text},
     yaml::{Node, Value},
 };
 use crate::{
@@ -52,17 +50,6 @@ pub(super) fn read(notes: &mut Notes<'_>, node: &Node) -> Option<Xds> {
     let backoff = (first, longest.max(first));
     let server = server?;
     good.then_some(Xds { server, node: name, metadata, headers, tls, scope, backoff, message })
-}
-
-fn server(notes: &mut Notes<'_>, key: &str, node: &Node) -> Option<String> {
-    let server = text(notes, key, node)?;
-    let authority = server.parse::<Authority>().ok();
-    let is_whole = |it: &Authority| it.port_u16().is_some() && !it.as_str().contains('@');
-    if !authority.is_some_and(|authority| is_whole(&authority)) {
-        notes.error(node.at, format!("`{key}`: `{server}` is no server"), "HOST:PORT");
-        return None;
-    }
-    Some(server)
 }
 
 /// Names and their texts.

@@ -170,6 +170,11 @@ impl Requests {
             "Counts of quotas that can live at once.",
             rls.live_counts_capacity,
         )?;
+        page.gauge(
+            "weir_rls_certificate_problems",
+            "1 while certificates cannot be used as they are written; those of before hold.",
+            u64::from(rls.certificates.is_some()),
+        )?;
         if let Some(xds) = &rls.xds {
             page.gauge(
                 "weir_rls_xds_connected",

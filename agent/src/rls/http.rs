@@ -87,7 +87,7 @@ async fn rules(Given(state): Given<Arc<State>>) -> String {
 
 /// Counters under the original's names, as its statistics write them: `name: number`.
 async fn stats(Given(state): Given<Arc<State>>) -> String {
-    let mut lines = state.stats();
-    lines.sort();
-    lines.concat()
+    let mut counts = state.counts();
+    counts.sort();
+    counts.into_iter().map(|(name, count)| format!("{name}: {count}\n")).collect()
 }

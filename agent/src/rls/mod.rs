@@ -20,6 +20,7 @@ mod server;
 mod service;
 mod settings;
 mod state;
+mod statsd;
 mod tls;
 pub mod view;
 mod xds;
@@ -32,7 +33,7 @@ pub use self::{
     listen::ListenError,
     running::Running,
     server::{Health, Server, StartError},
-    settings::{Bounds, Headers, Modes, Settings, Tls, Xds, XdsTls},
+    settings::{Bounds, Headers, Modes, Settings, Statsd, Tls, Xds, XdsTls},
     state::{Loaded, State},
     tls::TlsError,
 };

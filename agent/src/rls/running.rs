@@ -18,6 +18,7 @@ use super::{
     server::{Health, Server, StartError},
     settings::Settings,
     state::State,
+    statsd,
     tls::Certificates,
     xds,
 };
@@ -67,6 +68,9 @@ impl Running {
         }
         if let Some(source) = source {
             tasks.spawn(xds::follow(Arc::clone(&state), source, server.health(), drained.clone()));
+        }
+        if let Some(statsd) = state.settings().statsd.clone() {
+            tasks.spawn(statsd::report(Arc::clone(&state), statsd, drained.clone()));
         }
         let certificates = server.certificates();
         let watched = (server.health(), certificates);
@@ -141,6 +145,7 @@ async fn watch_files(
         state.collect();
         if let Some(certificates) = &certificates {
             certificates.refresh();
+            state.note_certificates(certificates.problem());
         }
         let now = state.files().stamp();
         if now != seen {

@@ -25,6 +25,8 @@ pub struct Settings {
     pub quotas: Vec<PathBuf>,
     /// Where quotas are asked for by xDS instead.
     pub xds: Option<Xds>,
+    /// Who is told what was counted, beside whoever asks for metrics.
+    pub statsd: Option<Statsd>,
     /// The store of quotas of scope `fleet`.
     pub store: Option<FleetSettings>,
     /// What answers are made of.
@@ -47,6 +49,7 @@ impl Default for Settings {
             tls: None,
             quotas: Vec::new(),
             xds: None,
+            statsd: None,
             store: None,
             modes: Modes::default(),
             healthy_with_quotas: false,
@@ -174,6 +177,15 @@ pub struct XdsTls {
     pub own: Option<(PathBuf, PathBuf)>,
     /// The name that its certificate must have; that of its address without it.
     pub name: Option<String>,
+}
+
+/// A statsd server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statsd {
+    /// Its address, as `HOST:PORT`.
+    pub server: String,
+    /// How often it is told.
+    pub interval: Duration,
 }
 
 /// What clients may take.

@@ -43,6 +43,7 @@ pub struct State {
     memory: PathBuf,
     loaded: Mutex<Loaded>,
     server: Mutex<Option<view::Xds>>,
+    certificates: Mutex<Option<String>>,
     draining: AtomicBool,
 }
 
@@ -105,6 +106,7 @@ impl State {
             memory,
             loaded: Mutex::default(),
             server: Mutex::new(server),
+            certificates: Mutex::default(),
             draining: AtomicBool::new(false),
         }
     }
@@ -144,24 +146,31 @@ impl State {
         server.as_mut().map(note);
     }
 
+    /// Notes what is wrong with the certificates as they are written now.
+    pub(super) fn note_certificates(&self, problem: Option<String>) {
+        *self.certificates.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Loaded> {
         // It is replaced whole.
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was counted, under the original's names: `name: number`, a line each.
-    pub(super) fn stats(&self) -> Vec<String> {
+    /// What was counted, under the original's names.
+    pub(super) fn counts(&self) -> Vec<(String, u64)> {
         let service = self.service_counts();
-        let service = service.map(|(name, count)| format!("ratelimit.service.{name}: {count}\n"));
+        let service = service.map(|(name, count)| (format!("ratelimit.service.{name}"), count));
+        let asked = self.answers.outcomes().map(|(_, count)| count).sum();
+        let asked = ("ratelimit_server.ShouldRateLimit.total_requests".to_owned(), asked);
         let series = self.quotas.series();
         let of = |series: &Arc<Series>| {
             let key = series.key();
-            let line = move |(name, counter): (&str, &Counter)| {
-                format!("ratelimit.service.rate_limit.{key}.{name}: {}\n", counter.get())
+            let named = move |(name, counter): (&str, &Counter)| {
+                (format!("ratelimit.service.rate_limit.{key}.{name}"), counter.get())
             };
-            series.counts.all().map(line)
+            series.counts.all().map(named)
         };
-        service.into_iter().chain(series.iter().flat_map(of)).collect()
+        service.into_iter().chain([asked]).chain(series.iter().flat_map(of)).collect()
     }
 
     fn service_counts(&self) -> [(&'static str, u64); 7] {
@@ -206,6 +215,7 @@ impl State {
             series: self.quotas.series().into_iter().map(series).collect(),
             live_counts: fill.live as u64,
             live_counts_capacity: fill.ways as u64,
+            certificates: self.certificates.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             xds: self.server.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             fleet: self.fleet.as_ref().map(|fleet| fleet.figures().into()),
         }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::PathBuf,
     sync::Arc,
@@ -410,4 +410,37 @@ async fn json_is_answered_as_the_original_answers_it() {
     let (code, stats) = exchange(debug, "GET", "/stats", "");
     let line = "ratelimit.service.rate_limit.shut.k.over_limit: 1\n";
     assert_eq!((code, stats.contains(line)), (200, true), "{stats}");
+}
+
+#[tokio::test]
+async fn statsd_is_told_what_was_counted_under_the_originals_names() {
+    let folder = Folder::new("statsd");
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let statsd = Statsd {
+        server: server.local_addr().unwrap().to_string(),
+        interval: Duration::from_millis(20),
+    };
+    let site = Site::new(&folder, Settings { statsd: Some(statsd), ..folder.settings() }).await;
+    let channel = site.channel().await;
+    for _ in 0..10 {
+        ask(&channel, "mine").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // What was counted last is told when it ends.
+    site.running.stop().await;
+    let mut sums = std::collections::BTreeMap::<String, u64>::new();
+    let mut packet = [0; 2048];
+    while let Ok(length) = server.recv(&mut packet) {
+        for line in str::from_utf8(&packet[..length]).unwrap().lines() {
+            let (name, rest) = line.split_once(':').unwrap();
+            let count = rest.strip_suffix("|c").unwrap();
+            *sums.entry(name.to_owned()).or_default() += count.parse::<u64>().unwrap();
+        }
+    }
+    let sum = |name: &str| sums.get(name).copied().unwrap_or_default();
+    assert_eq!(sum("ratelimit.service.rate_limit.mine.k.total_hits"), 10, "{sums:?}");
+    assert_eq!(sum("ratelimit.service.rate_limit.mine.k.over_limit"), 1, "{sums:?}");
+    assert_eq!(sum("ratelimit_server.ShouldRateLimit.total_requests"), 10, "{sums:?}");
+    assert_eq!(sum("ratelimit.service.config_load_success"), 1, "{sums:?}");
 }

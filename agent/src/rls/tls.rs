@@ -28,6 +28,7 @@ use super::{
     files::{Files, Stamp},
     settings::Tls,
 };
+use crate::causes::with_causes;
 
 /// Why certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -62,13 +63,20 @@ pub(super) struct Certificates {
     settings: Tls,
     config: ArcSwap<ServerConfig>,
     seen: Mutex<Stamp>,
+    /// Why the files as they are now cannot be used, if they cannot.
+    problem: Mutex<Option<String>>,
 }
 
 impl Certificates {
     pub(super) fn load(settings: Tls) -> Result<Self, TlsError> {
         let seen = Mutex::new(files(&settings).stamp());
         let config = ArcSwap::new(read(&settings)?);
-        Ok(Self { settings, config, seen })
+        Ok(Self { settings, config, seen, problem: Mutex::default() })
+    }
+
+    /// Why the files as they are now cannot be used; then those of before hold.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Reads the files again if they have changed. What cannot be used changes nothing.
@@ -79,17 +87,20 @@ impl Certificates {
             return;
         }
         *seen = now;
-        match read(&self.settings) {
+        let problem = match read(&self.settings) {
             Ok(config) => {
                 self.config.store(config);
                 info!(cert = %self.settings.cert.display(), "new certificates hold");
+                None
             }
             // Certificate and key are often written one after the other.
-            Err(problem) => error!(
-                error = &problem as &dyn std::error::Error,
-                "certificates cannot be used; those of before hold"
-            ),
-        }
+            Err(problem) => {
+                let problem = with_causes(&problem);
+                error!(problem, "certificates cannot be used; those of before hold");
+                Some(problem)
+            }
+        };
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
     }
 
     /// Agrees with a client on a key; its name, if it had to prove one.

@@ -37,6 +37,8 @@ pub struct Rls {
     pub live_counts: u64,
     /// See `live_counts`.
     pub live_counts_capacity: u64,
+    /// Why certificates cannot be used, as they are written now; then those of before hold.
+    pub certificates: Option<String>,
     /// Who sends the quotas, if somebody does.
     pub xds: Option<Xds>,
     /// Quotas of the fleet, if there is a store.
