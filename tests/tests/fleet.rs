@@ -30,5 +30,7 @@ mod sets;
 mod sharing;
 #[path = "fleet/site.rs"]
 mod site;
+#[path = "fleet/survey.rs"]
+mod survey;
 #[path = "fleet/ways.rs"]
 mod ways;

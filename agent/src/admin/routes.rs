@@ -26,6 +26,7 @@ use crate::{
         Explanation, Failure, History, KubernetesStatus, LogLevel, Pause, Paused, Readiness,
         Recent, Status, Suggestion, Undecided,
     },
+    fleet::Survey,
     metrics,
     rls::view::{Domain, Offender, Rls},
     telemetry::{LevelHandle, Levels},
@@ -42,6 +43,7 @@ const ALL: &[&str] = &[
     "GET /suggest/WORKLOAD",
     "GET /recent",
     "GET /rls",
+    "GET /rls/fleet",
     "GET /rls/refused",
     "GET /rls/domains/DOMAIN",
     "GET /trace[?workload=WORKLOAD]",
@@ -160,6 +162,7 @@ pub(super) fn all(state: &State) -> Router {
         .route("/suggest/{workload}", get(suggest))
         .route("/recent", get(recent))
         .route("/rls", get(rls))
+        .route("/rls/fleet", get(fleet))
         .route("/rls/refused", get(refused_most))
         .route("/rls/domains/{domain}", get(domain))
         .route("/tables", get(tables))
@@ -243,6 +246,15 @@ async fn recent(Given(state): Given<State>) -> Result<Json<Recent>, Refused> {
 async fn rls(Given(state): Given<State>) -> Result<Json<Rls>, Refused> {
     let view = |inspect: &dyn Inspect| inspect.rls().map(|rls| rls.view());
     state.ask(view).await?.map(Json).ok_or_else(no_rls)
+}
+
+async fn fleet(Given(state): Given<State>) -> Result<Json<Survey>, Refused> {
+    let rls = state.ask(|inspect: &dyn Inspect| inspect.rls()).await?.ok_or_else(no_rls)?;
+    let Some(fleet) = rls.fleet() else {
+        let why = "this node counts for itself: the node file has no `store` within `rls`";
+        return Err(Refused::new(StatusCode::NOT_FOUND, why));
+    };
+    Ok(Json(fleet.survey().await))
 }
 
 async fn refused_most(Given(state): Given<State>) -> Result<Json<Vec<Offender>>, Refused> {

@@ -11,6 +11,7 @@ mod demo;
 mod error;
 mod explain;
 mod explain_domain;
+mod fleet;
 mod history;
 mod log;
 mod look;

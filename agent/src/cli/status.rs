@@ -3,11 +3,13 @@
 use std::{fmt::Write as _, io::Write};
 
 use clap::Args;
+use serde::de::DeserializeOwned;
 
 use super::{
     Answer, Asked, Exit,
     client::Question,
     error::CliError,
+    fleet,
     look::{Look, Mood, clean, count, duration, rate, value},
     table::{Cell, Side, Table},
     write_json,
@@ -17,9 +19,13 @@ use crate::app::view::{self, LimitStatus, WorkloadStatus};
 /// Show every workload, limit and uplink of this node
 ///
 /// The exit code is 1 when a workload is not decided or not enforced, an uplink has no program, or
-/// the node file has problems. A pause and shadow mode are meant that way.
+/// the node file has problems; with --fleet, when the store does not answer. A pause and shadow mode
+/// are meant that way.
 #[derive(Debug, Args)]
 pub(super) struct Status {
+    /// Who shares quotas with this node through its store, and what they share
+    #[arg(long)]
+    fleet: bool,
     #[command(flatten)]
     asked: Asked,
     #[command(flatten)]
@@ -28,7 +34,20 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn run(self, out: &mut dyn Write) -> Result<Exit, CliError> {
-        let answered = self.asked.agent().ask::<view::Status>(&Question::get("/status"))?;
+        if self.fleet {
+            return self.show("/rls/fleet", fleet::render, fleet::is_well, out);
+        }
+        self.show("/status", render, is_well, out)
+    }
+
+    fn show<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        render: fn(&T, &Look) -> String,
+        is_well: fn(&T) -> bool,
+        out: &mut dyn Write,
+    ) -> Result<Exit, CliError> {
+        let answered = self.asked.agent().ask::<T>(&Question::get(path))?;
         if self.answer.is_json() {
             write_json(out, &answered.raw)?;
         } else {

@@ -24,11 +24,12 @@ use super::{
     directory::{Directory, Quota},
     leaser::{Command, Leaser, Round},
     node::{Node, QuotaId},
-    registry::{self, Member},
+    registry,
     store::{
         Reply, Request,
         redis::{Executed, Link, RedisSettings, StoreError},
     },
+    survey::Survey,
     terms::Moment,
 };
 use crate::clock::Clock;
@@ -53,8 +54,8 @@ pub(super) enum Message {
     Strict { request: Request, done: oneshot::Sender<Option<u64>> },
     /// Do this, whatever comes of it.
     Tell(Request),
-    /// Who else is there?
-    Members(oneshot::Sender<Result<Vec<Member>, String>>),
+    /// Who else is there, and what is spent together with them?
+    Survey(oneshot::Sender<Survey>),
     /// Give everything back and end.
     Stop(oneshot::Sender<()>),
 }
@@ -268,7 +269,7 @@ impl Running {
             Message::Strict { .. } | Message::Tell(_) if self.link.is_none() => {}
             Message::Strict { request, done } => self.outbox.push((Purpose::Strict(done), request)),
             Message::Tell(request) => self.outbox.push((Purpose::Tell, request)),
-            Message::Members(done) => self.members(done),
+            Message::Survey(done) => self.survey(done),
             Message::Stop(stopped) => return Some(stopped),
         }
         None
@@ -474,18 +475,32 @@ impl Running {
         }));
     }
 
-    fn members(&self, done: oneshot::Sender<Result<Vec<Member>, String>>) {
+    fn survey(&self, done: oneshot::Sender<Survey>) {
+        let Who { cluster, node } = &self.driver.who;
+        let (quotas, more) = Survey::spending(self.node.iter(), self.now().wall_ns);
+        let mut survey = Survey {
+            cluster: cluster.clone(),
+            node: node.clone(),
+            servers: self.driver.settings.servers(),
+            store: self.driver.board.health().name().to_owned(),
+            quotas,
+            more,
+            ..Survey::default()
+        };
         let Some(mut link) = self.link.clone() else {
-            let _ = done.send(Err("the store does not answer".to_owned()));
+            survey.problem = Some("the store does not answer".to_owned());
+            // Who asked may have gone.
+            let _ = done.send(survey);
             return;
         };
         let patience = self.driver.settings.connect_timeout;
         tokio::spawn(async move {
-            let members = match timeout(patience, registry::members(&mut link)).await {
-                Ok(members) => members.map_err(|error| error.to_string()),
-                Err(_) => Err(StoreError::Timeout.to_string()),
-            };
-            let _ = done.send(members);
+            match timeout(patience, registry::members(&mut link)).await {
+                Ok(Ok(members)) => survey.members = members,
+                Ok(Err(error)) => survey.problem = Some(error.to_string()),
+                Err(_) => survey.problem = Some(StoreError::Timeout.to_string()),
+            }
+            let _ = done.send(survey);
         });
     }
 

@@ -16,10 +16,12 @@ mod service;
 #[cfg(test)]
 mod simulation;
 pub mod store;
+mod survey;
 pub mod terms;
 
 pub use self::{
     driver::Health,
     registry::Member,
     service::{Figures, Fleet, FleetSettings},
+    survey::{Spending, Survey},
 };

@@ -18,8 +18,8 @@ use weir_common::lease;
 use super::{
     directory::{Directory, Name, Quota},
     driver::{Board, Driver, Health, Message, PATIENCE, Who},
-    registry::Member,
     store::{Request, redis::RedisSettings},
+    survey::Survey,
     terms::{Consistency, OnStoreFailure, Terms},
 };
 use crate::{
@@ -148,12 +148,19 @@ impl Fleet {
         }
     }
 
-    /// Who belongs to the fleet.
-    pub async fn members(&self) -> Result<Vec<Member>, String> {
-        let gone = || "the fleet's driver has ended".to_owned();
-        let (done, members) = oneshot::channel();
-        self.shared.messages.send(Message::Members(done)).await.map_err(|_| gone())?;
-        members.await.map_err(|_| gone())?
+    /// Who belongs to the fleet, and what this node spends together with them.
+    pub async fn survey(&self) -> Survey {
+        let (done, survey) = oneshot::channel();
+        let asked = self.shared.messages.send(Message::Survey(done)).await;
+        let told = match asked {
+            Ok(()) => survey.await.ok(),
+            Err(_) => None,
+        };
+        told.unwrap_or_else(|| Survey {
+            store: Health::Down.name().to_owned(),
+            problem: Some("what asks the store has ended".to_owned()),
+            ..Survey::default()
+        })
     }
 
     /// How it does. Sums are up to a second old.

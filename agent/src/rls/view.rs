@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    fleet::{Figures, Health},
-    quota::Explained,
-};
+use crate::{fleet::Figures, quota::Explained};
 
 /// The rate limit service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -85,13 +82,8 @@ pub struct Fleet {
 
 impl From<Figures> for Fleet {
     fn from(figures: Figures) -> Self {
-        let store = match figures.health {
-            Health::Up => "up",
-            Health::Late => "late",
-            Health::Down => "down",
-        };
         Self {
-            store: store.to_owned(),
+            store: figures.health.name().to_owned(),
             commands: figures.commands,
             failures: figures.failures,
             quotas: figures.quotas,

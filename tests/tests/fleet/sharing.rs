@@ -147,12 +147,13 @@ fn clusters_know_each_other() {
     let server = Server::start();
     let nodes = clusters(&server, &rules(10, "hour", ""));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let members = runtime.block_on(nodes[0].fleet.members()).unwrap();
-    let names: Vec<_> = members.iter().map(|member| member.cluster.as_str()).collect();
+    let survey = || runtime.block_on(nodes[0].fleet.survey());
+    let names = survey();
+    let names: Vec<_> = names.members.iter().map(|member| member.cluster.as_str()).collect();
     assert_eq!(names, ["east", "north", "west"]);
     runtime.block_on(nodes[1].fleet.stop());
-    let members = runtime.block_on(nodes[0].fleet.members()).unwrap();
-    assert_eq!(members.len(), 2, "one that stopped is gone: {members:?}");
+    let left = survey();
+    assert_eq!(left.members.len(), 2, "one that stopped is gone: {left:?}");
 }
 
 #[test]
