@@ -211,10 +211,3 @@ pub fn rescale(word: u64, now: Q8, old: &Tariff, new: &Tariff) -> u64 {
     };
     if spent == 0 { 0 } else { used(now.wrapping_add(spent)) }
 }
-
-/// Whole units that are left at `now`; 0 in debt.
-pub fn units_left(word: u64, now: Q8, tariff: &Tariff) -> u64 {
-    let left = tariff.burst.saturating_sub(ahead(word, now));
-    let left = (u128::from(left) << FRACTION) / u128::from(tariff.price.max(1));
-    u64::try_from(left).unwrap_or(u64::MAX)
-}

@@ -9,7 +9,7 @@ use std::{
 
 use proptest::{prelude::*, sample::select};
 use weir_common::{
-    debt::{MAX_UNITS, Spent, Tariff, ahead, force, refund, rescale, take, units_left},
+    debt::{MAX_UNITS, Spent, Tariff, ahead, force, refund, rescale, take},
     flow::{self, Charge},
     gcra::{Q8, q8},
     way::{LINE, Tick},
@@ -19,6 +19,13 @@ use weir_common::{
 const SECOND: u64 = 1_000_000_000;
 /// Bits of a price below 1/256 ns.
 const FRACTION: u32 = 12;
+
+/// Whole units that are left at `now`; 0 in debt.
+fn units_left(word: u64, now: Q8, tariff: &Tariff) -> u64 {
+    let left = tariff.burst.saturating_sub(ahead(word, now));
+    let left = (u128::from(left) << FRACTION) / u128::from(tariff.price.max(1));
+    u64::try_from(left).unwrap_or(u64::MAX)
+}
 
 /// The reference: when the bucket will be full, as a number without bounds.
 struct Model {

@@ -31,13 +31,6 @@ pub struct Traffic {
     pub seconds: f64,
 }
 
-impl Traffic {
-    /// Bytes of payload that arrived, per second.
-    pub fn goodput(&self) -> f64 {
-        self.received as f64 / self.seconds
-    }
-}
-
 /// How UDP is sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Flood {

@@ -53,11 +53,6 @@ impl Bandwidth {
         self.bits.get()
     }
 
-    /// Bytes a second, for people and metrics.
-    pub fn bytes_per_second(self) -> f64 {
-        self.bits.get() as f64 / 8.0
-    }
-
     /// Bytes that may come at once: as written, or those of 250 ms and at least ten full frames.
     pub fn burst(self) -> u64 {
         let default = || (self.bits() / 8 / BURSTS_PER_SECOND).max(LEAST_BURST);

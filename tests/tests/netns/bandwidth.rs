@@ -146,7 +146,7 @@ fn each_connection_gets_its_own_rate_and_another_port_is_free() {
     assert_eq!(since(volume(&agent, "web", key), before).0, 0);
 }
 
-/// Pings, of ICMP and as UDP, count as packets; each direction has its own bucket.
+/// Small packets of UDP count as packets; each direction has its own bucket.
 #[test]
 fn packets_are_limited_in_each_direction() {
     let lab = lab!();
@@ -241,5 +241,48 @@ fn pacing_that_cannot_be_is_explained_and_nobodys_queue_is_replaced() {
     }
     for name in ["web", "db"] {
         assert_eq!(agent.workload(name).condition, "enforced");
+    }
+}
+
+/// What goes from one pod of a node to another is limited once where it leaves and once where it arrives,
+/// and it makes no difference on which side of the pods' interfaces.
+#[test]
+fn between_two_pods_each_side_limits_once_wherever_it_is_attached() {
+    const RATE: f64 = 2_500_000.0;
+    let mut shares = Vec::new();
+    for side in [Side::Host, Side::Pod] {
+        let lab = lab!();
+        let node = lab.node("node").unwrap();
+        let (app, db) = (node.pod("app").unwrap(), node.pod("db").unwrap());
+        let entry = |pod: &Host, line: &str| side.entry(pod, &["policy:", line]);
+        let file = node_file(&[
+            entry(&app, "  egress-bandwidth: 20Mbit/s burst=50kB"),
+            entry(&db, "  ingress-bandwidth: 10Mbit/s burst=50kB"),
+        ]);
+        let agent = Agent::start(&lab, node.namespace(), &file);
+        for address in addresses(&db) {
+            let row = format!("{side:?} {address}");
+            let look = || {
+                (
+                    volume(&agent, "app", "egress-bandwidth"),
+                    volume(&agent, "db", "ingress-bandwidth"),
+                )
+            };
+            let before = look();
+            let traffic = traffic::udp(&app, &db, address, flood(1000, RATE));
+            let after = look();
+            let left = since(after.0, before.0);
+            let arrived = since(after.1, before.1);
+            assert_rate(left.0, traffic, RATE, 50_000.0, &row);
+            assert_rate(arrived.0, traffic, RATE / 2.0, 50_000.0, &row);
+            // All that left came there once, beside what finds neighbours on either side.
+            let there = arrived.0 + arrived.1;
+            assert!(there.abs_diff(left.0) < 2000, "{row}: {there} of {}", left.0);
+            shares.push([left.0 as f64, arrived.0 as f64].map(|bytes| bytes / traffic.seconds));
+        }
+    }
+    let (host, pod) = shares.split_at(shares.len() / 2);
+    for (host, pod) in host.iter().flatten().zip(pod.iter().flatten()) {
+        assert!((host / pod - 1.0).abs() < 0.05, "{shares:?}");
     }
 }
