@@ -334,15 +334,23 @@ pub struct Block {
     pub count: u32,
     /// 1 if one of the rules counts connections or breaks circuits, so that they must be tracked.
     pub tracked: u32,
+    /// 1 if one of the rules has a bucket for each connection, so that a packet's must be found.
+    pub flows: u32,
     /// Reserved.
-    pub _reserved: [u32; 14],
+    pub _reserved: [u32; 13],
     /// The rules.
     pub rules: [Rule; MAX_RULES],
 }
 
 impl Default for Block {
     fn default() -> Self {
-        Self { count: 0, tracked: 0, _reserved: [0; 14], rules: [Rule::default(); MAX_RULES] }
+        Self {
+            count: 0,
+            tracked: 0,
+            flows: 0,
+            _reserved: [0; 13],
+            rules: [Rule::default(); MAX_RULES],
+        }
     }
 }
 

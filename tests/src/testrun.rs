@@ -600,7 +600,9 @@ impl Programs {
             return 0;
         }
         let tracked = is_tracked(rules).into();
-        let mut block = Block { count: rules.len() as u32, tracked, ..Block::default() };
+        let is_flow = |rule: &Rule| rule.kind == RuleKind::ConnectionBandwidth as u8;
+        let flows = rules.iter().any(is_flow).into();
+        let mut block = Block { count: rules.len() as u32, tracked, flows, ..Block::default() };
         block.rules[..rules.len()].copy_from_slice(rules);
         self.blocks += 1;
         let index = self.blocks;

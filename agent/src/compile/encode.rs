@@ -27,6 +27,8 @@ impl Block {
             *to = rule.encode(table, &index_of)?;
         }
         block.tracked = u32::from(self.is_tracked());
+        let is_flow = |rule: &Rule| matches!(rule.kind, RuleKind::ConnectionBandwidth(_));
+        block.flows = u32::from(self.rules.iter().any(is_flow));
         block.count = u32::try_from(self.rules.len().min(Self::MAX)).ok()?;
         Some(block)
     }

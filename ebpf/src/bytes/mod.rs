@@ -52,6 +52,9 @@ pub fn run(ctx: &TcContext, direction: Direction) -> i32 {
     let mut parcel = Parcel::read(skb, &mut segment, direction, now_ns);
     let port = if parcel.is_tcp() { segment.local_port(direction) } else { 0 };
     let Some(block) = workload::byte_rules(slot, workload, direction, port) else { return NEXT };
+    if maps::block(block).is_some_and(|rules| rules.flows != 0) {
+        parcel.find_flow(&segment);
+    }
     if workload::is_paced(workload, direction) {
         parcel.set_paced();
     }

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Clone, Copy)]
 pub struct Parcel {
     pub now_ns: u64,
-    /// The keyed hash of its connection and direction; 0 if it is of none.
+    /// The keyed hash of its connection and direction; 0 if it is of none, or nobody asked.
     pub flow: u64,
     /// The other end's address.
     pub peer: Addr,
@@ -51,7 +51,6 @@ impl Parcel {
     ) -> Self {
         let parsed = hook::parse_whole(&TcContext::new(skb), segment);
         let mut flags = direction as u32;
-        let mut flow = 0;
         match parsed {
             Parsed::Syn | Parsed::Later => {
                 flags |= TCP;
@@ -59,7 +58,6 @@ impl Parcel {
                 if segment.payload == 0 || segment.flags & control != 0 {
                     flags |= MUST_PASS;
                 }
-                flow = weir_flow(segment);
             }
             Parsed::Other => {
                 if weir_parse_other(skb, segment) != 0 {
@@ -89,7 +87,16 @@ impl Parcel {
         }
         // SAFETY: no preconditions.
         let random = unsafe { bpf_get_prandom_u32() };
-        Self { now_ns, flow, peer: segment.peer(direction), bytes, packets, random, flags }
+        Self { now_ns, flow: 0, peer: segment.peer(direction), bytes, packets, random, flags }
+    }
+
+    /// Finds its connection, if it is one of TCP. For blocks with a bucket for each: the others need not
+    /// pay for the hash.
+    #[inline(always)]
+    pub fn find_flow(&mut self, segment: &Segment) {
+        if self.is_tcp() {
+            self.flow = weir_flow(segment);
+        }
     }
 
     #[inline(always)]

@@ -68,6 +68,10 @@ pub(crate) fn run(
     } else {
         report.note("bulk: nftables is not installed, nothing was compared with it");
     }
+    let policy: &[&str] = &["ingress-bandwidth: 1Tbit/s", "egress-bandwidth: 1Tbit/s"];
+    contenders
+        .push(("weir bytes", Site::new(&lab, "bytes", Guard::Weir { policy, uplink: false })?));
+    let peer = contenders.iter().position(|(who, _)| *who == "nft forward");
     let mut places = Vec::new();
     for (_, site) in &contenders {
         let pairs = (0..cpu::count()).map(|_| connect(site)).collect::<Result<Vec<_>>>()?;
@@ -94,8 +98,8 @@ pub(crate) fn run(
             let quotient = Estimate::quotient(&cpu[contender], &cpu[0]);
             report.add(BENCH, format!("CPU {name}, {who} / nothing"), "x", quotient);
         }
-        if let [_, weir, nft] = &cpu[..] {
-            let quotient = Estimate::quotient(weir, nft);
+        if let Some(nft) = peer {
+            let quotient = Estimate::quotient(&cpu[1], &cpu[nft]);
             let name = format!("CPU {name}, weir / nft forward");
             report.hold(BENCH, name, "x", quotient, Target::AtMost(1.0));
         }

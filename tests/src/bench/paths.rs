@@ -27,7 +27,9 @@ use weir_common::{
 };
 use weir_tests::{
     packet::{Packet, flag},
-    testrun::{Globals, LOOPBACK, Policy, Programs, RuleExt as _, Runner, SECOND, Which},
+    testrun::{
+        Globals, LOOPBACK, Policy, Programs, RuleExt as _, Runner, SECOND, Which, volume::Limits,
+    },
 };
 
 use super::{
@@ -48,6 +50,8 @@ const ADMIT_NS: f64 = 120.0;
 const OTHER_NS: f64 = 40.0;
 /// The most that a packet of a tracked connection should cost.
 const TRACKED_NS: f64 = 120.0;
+/// The most that a packet of a workload with limits of bytes should cost, in their program.
+const BYTES_NS: f64 = 200.0;
 /// `bpf_ktime_get_ns`.
 const READ_CLOCK: i32 = 5;
 /// The time between events of a limit that the agent sets.
@@ -72,6 +76,8 @@ enum Slot {
     Resets,
     DropsPerSource,
     Tracks,
+    LimitsBytes,
+    LimitsFlows,
 }
 
 struct Path {
@@ -238,7 +244,8 @@ fn load_programs() -> Result<Programs> {
             object.display()
         ))
     })?;
-    Which::ALL.into_iter().for_each(|which| programs.prepare(which));
+    let all = Which::ALL.into_iter().chain([Which::BytesIn, Which::BytesOut]);
+    all.for_each(|which| programs.prepare(which));
     programs.set_event_interval(EVENT_INTERVAL_NS);
     serve(&mut programs);
     Ok(programs)
@@ -275,6 +282,14 @@ fn serve(programs: &mut Programs) {
     give(programs, Slot::DropsPerSource, both(rules));
     let rule = programs.at_once(1_000_000, load::MAX_HANDSHAKES);
     give(programs, Slot::Tracks, both(vec![rule]));
+    // A terabit a second is more than comes, and what is said is charged.
+    let far = 125_000_000_000;
+    let rule = programs.bandwidth(far, far);
+    let limits =
+        |rules: Vec<_>| Limits { ingress: rules.clone(), egress: rules, ..Limits::default() };
+    programs.limit_bytes(Slot::LimitsBytes as u32, &limits(vec![rule]));
+    let rules = vec![programs.connection_bandwidth(far, far), programs.bandwidth(far, far)];
+    programs.limit_bytes(Slot::LimitsFlows as u32, &limits(rules));
 }
 
 /// A segment of a connection that is established at the workload that tracks.
@@ -317,7 +332,7 @@ fn many_sources() -> Frames {
 }
 
 fn paths(programs: &mut Programs) -> Vec<Path> {
-    use Which::{HostIn, HostOut, Uplink};
+    use Which::{BytesIn, BytesOut, HostIn, HostOut, Uplink};
 
     let v4 = Packet::syn(CLIENT_V4, SERVER_V4);
     let tracked = Frames::of(established(programs, &v4));
@@ -377,6 +392,11 @@ fn paths(programs: &mut Programs) -> Vec<Path> {
         within(TRACKED_NS, pass("tc in: TCP, not a SYN, tracked", HostIn, &tracked, Slot::Tracks)),
         pass("tc in: TCP, not a SYN, of nobody tracked", HostIn, &segment, Slot::Tracks),
         pass("tc in: UDP", HostIn, &datagram, Slot::Admits),
+        within(BYTES_NS, pass("bytes in: TCP", BytesIn, &segment, Slot::LimitsBytes)),
+        within(BYTES_NS, pass("bytes in: TCP, IPv6", BytesIn, &segment_v6, Slot::LimitsBytes)),
+        within(BYTES_NS, pass("bytes out: TCP", BytesOut, &segment, Slot::LimitsBytes)),
+        within(BYTES_NS, pass("bytes in: UDP", BytesIn, &datagram, Slot::LimitsBytes)),
+        pass("bytes in: TCP, each connection too", BytesIn, &segment, Slot::LimitsFlows),
         xdp("xdp: SYN left to tc", &syn, Some(Slot::Admits), XDP_PASS),
         xdp("xdp: SYN refused, drop", &syn, Some(Slot::Drops), XDP_DROP),
         xdp("xdp: SYN refused per source, drop", &sources, Some(Slot::DropsPerSource), XDP_DROP),
