@@ -142,3 +142,32 @@ fn colours_are_for_whoever_wants_them_and_escapes_for_nobody() {
     let colourful = drawn(&view, &Look { colours: true, ..PLAIN }, 100, 24);
     assert!(colourful.content.iter().any(|cell| cell.fg == Color::Red));
 }
+
+#[test]
+fn descriptors_stand_above_refusals_where_some_are_refused() {
+    let offender = |user: u64| crate::rls::view::Offender {
+        domain: "shop".to_owned(),
+        descriptor: format!("user={user}"),
+        caller: "shop/web".to_owned(),
+        refused: 100 - user,
+        error: 0,
+        last: PLAIN.now,
+    };
+    let mut latest = later();
+    latest.recent.time += 1.0;
+    latest.refused_most = (0..40).map(offender).collect();
+    let mut view = view();
+    view.update(Ok(latest), 43_201.0);
+    let text = shown(&view, 100, 40);
+    let line = |start: &str| text.lines().position(|line| line.trim_start().starts_with(start));
+    let (descriptors, refusals) = (line("REFUSED  DOMAIN"), line("REFUSED AT"));
+    assert!(descriptors.is_some() && descriptors < refusals, "{text}");
+    assert!(text.contains("100  shop    user=0"), "{text}");
+    // Of one workload nothing is known there; and no size panics.
+    let _ = press(&mut view, "j\n");
+    assert!(!shown(&view, 100, 40).contains("user=0"));
+    let _ = press(&mut view, "\x1b");
+    for (width, height) in [(1, 1), (20, 5), (60, 12)] {
+        shown(&view, width, height);
+    }
+}
