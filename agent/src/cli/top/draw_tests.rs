@@ -145,7 +145,7 @@ fn colours_are_for_whoever_wants_them_and_escapes_for_nobody() {
 
 #[test]
 fn descriptors_stand_above_refusals_where_some_are_refused() {
-    let offender = |user: u64| crate::rls::view::Offender {
+    let offender = |user: u64| Offender {
         domain: "shop".to_owned(),
         descriptor: format!("user={user}"),
         caller: "shop/web".to_owned(),
