@@ -4,7 +4,7 @@
 //! It answers LIST and WATCH as the Kubernetes API documents them (API concepts, "Efficient
 //! detection of changes"): objects with `resourceVersion`, watches that begin at one and stream
 //! ADDED, MODIFIED, DELETED and BOOKMARK, 410 for versions that are forgotten. It knows pods,
-//! namespaces, nodes and events, and the one field selector that the agent uses. It refuses whatever
+//! namespaces, nodes and events, and the field selectors that the agent uses. It refuses whatever
 //! [`weir::kube::ACCESS`] does not list, as RBAC would, and remembers that it had to. It can be slow,
 //! break a stream in the middle of a line, talk nonsense, and be away.
 #![allow(
@@ -390,8 +390,9 @@ fn answer(mut stream: &TcpStream, status: &str, body: &Value) -> io::Result<()> 
 /// Whether an object is one of those asked for.
 fn is_selected(object: &Value, request: &Request) -> bool {
     request.query.get("fieldSelector").is_none_or(|selector| {
-        let node = selector.strip_prefix("spec.nodeName=");
-        object["spec"]["nodeName"].as_str() == Some(node.expect("a selector of pods by node"))
+        let (path, wanted) = selector.split_once('=').expect("a selector by a field");
+        object.pointer(&format!("/{}", path.replace('.', "/"))).and_then(Value::as_str)
+            == Some(wanted)
     })
 }
 

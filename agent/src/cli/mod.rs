@@ -3,6 +3,7 @@
 //! It owns arguments, tables and exit codes. All it knows of a running agent is what the admin
 //! socket answers.
 
+mod admission;
 mod agent;
 mod apply;
 mod check;
@@ -65,6 +66,7 @@ enum Command {
     Check(check::Check),
     Apply(apply::Apply),
     Confirm(apply::Confirm),
+    Admission(admission::Admission),
     Status(status::Status),
     Top(top::Top),
     Explain(explain::Explain),
@@ -85,6 +87,7 @@ impl Command {
             Self::Check(command) => command.run(out),
             Self::Apply(command) => command.run(out),
             Self::Confirm(command) => command.run(out),
+            Self::Admission(command) => command.run(out),
             Self::Status(command) => command.run(out),
             Self::Top(command) => command.run(out),
             Self::Explain(command) => command.run(out),

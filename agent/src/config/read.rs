@@ -271,7 +271,7 @@ fn read_policy(notes: &mut Notes<'_>, node: &Node) -> Option<Policy> {
 }
 
 fn read_match(notes: &mut Notes<'_>, node: &Node) -> Option<Match> {
-    const KEYS: &[&str] = &["name", "namespace", "labels"];
+    const KEYS: &[&str] = &["name", "namespace", "labels", "node-labels"];
     let fields = notes.fields("match", node, KEYS, &[])?;
     let mut pattern = |key| {
         fields.read(notes, key, |notes, node| {
@@ -280,12 +280,14 @@ fn read_match(notes: &mut Notes<'_>, node: &Node) -> Option<Match> {
     };
     let (name, namespace) = (pattern("name"), pattern("namespace"));
     let labels = fields.read(notes, "labels", read_labels);
+    let node_labels = fields.read(notes, "node-labels", read_labels);
     // Without an unknown key, a `match` is about fewer workloads; with it ignored, about too many.
     let unknown = fields.has_unknown(KEYS);
     let matches = Match {
         name: name.map(Some).good(|| None)?,
         namespace: namespace.map(Some).good(|| None)?,
         labels: labels.good(BTreeMap::new)?,
+        node_labels: node_labels.good(BTreeMap::new)?,
     };
     (!unknown).then_some(matches)
 }

@@ -16,6 +16,7 @@ pub struct Access {
 pub const ACCESS: &[Access] = &[
     Access { group: "", resource: "pods", verbs: &["list", "watch"] },
     Access { group: "", resource: "namespaces", verbs: &["list", "watch"] },
+    Access { group: "", resource: "nodes", verbs: &["list", "watch"] },
     Access { group: "events.k8s.io", resource: "events", verbs: &["create"] },
 ];
 

@@ -50,6 +50,8 @@ struct State {
 pub struct Snapshot {
     /// The pods; `None` while nothing is known of them.
     pub pods: Option<Vec<Arc<Workload>>>,
+    /// The labels of the node.
+    pub node_labels: BTreeMap<String, String>,
     /// When the first of the changes arrived, if any did.
     pub since: Option<Instant>,
 }
@@ -126,7 +128,11 @@ impl Cluster {
     pub fn take(&self) -> Snapshot {
         let mut state = self.state();
         let since = state.since.take();
-        Snapshot { pods: state.is_known.then(|| state.index.workloads()), since }
+        Snapshot {
+            pods: state.is_known.then(|| state.index.workloads()),
+            node_labels: state.index.node_labels(),
+            since,
+        }
     }
 
     /// Changes the index by what the API server said. `change` tells whether that changes any

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use k8s_openapi::{
-    api::core::v1::{Container, Namespace, Pod, PodSpec, PodStatus, Probe},
+    api::core::v1::{Container, Namespace, Node, Pod, PodSpec, PodStatus, Probe},
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use serde::{Deserialize, Serialize};
@@ -168,6 +168,20 @@ impl PodFacts {
         let mut entries = read(object, &self.annotations);
         entries.extend(kubernetes_annotations(object, written));
         entries
+    }
+}
+
+/// What is known of the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NodeFacts {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl NodeFacts {
+    /// What matters of a node.
+    pub(super) fn of(node: &Node) -> Self {
+        Self { labels: node.metadata.labels.clone().unwrap_or_default() }
     }
 }
 

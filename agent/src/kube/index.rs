@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::facts::{NamespaceFacts, PodFacts};
+use super::facts::{NamespaceFacts, NodeFacts, PodFacts};
 use crate::config::{Namespace, Workload};
 
 /// Objects of one kind, by a key that no two of them ever share.
@@ -89,6 +89,8 @@ pub(super) struct Index {
     pods: List<PodFacts>,
     /// By name.
     namespaces: List<NamespaceFacts>,
+    /// By name: this node, and no other.
+    nodes: List<NodeFacts>,
     /// What is made of them, by UID.
     #[serde(skip)]
     workloads: BTreeMap<String, Arc<Workload>>,
@@ -123,6 +125,16 @@ impl Index {
         !pods.is_empty()
     }
 
+    /// Takes in what is said of the node, by name; whether that may change any workload.
+    pub(super) fn nodes(&mut self, step: Step<NodeFacts>) -> bool {
+        !self.nodes.step(step).is_empty()
+    }
+
+    /// The labels of the node.
+    pub(super) fn node_labels(&self) -> BTreeMap<String, String> {
+        self.nodes.known.values().next().map(|node| node.labels.clone()).unwrap_or_default()
+    }
+
     /// Makes all workloads anew, after the index was read from a file.
     pub(super) fn restore(&mut self) {
         let pods: Vec<String> = self.pods.known.keys().cloned().collect();
@@ -148,7 +160,7 @@ impl Index {
 
     /// Whether everything was listed since this process began.
     pub(super) const fn is_complete(&self) -> bool {
-        self.pods.listed && self.namespaces.listed
+        self.pods.listed && self.namespaces.listed && self.nodes.listed
     }
 
     /// How many pods there are.
@@ -261,6 +273,17 @@ mod tests {
         set(&mut index, pod("3", "api", "3/s"));
         assert_eq!(words(&index), [0, 1, 1]);
         assert!(!index.is_complete(), "namespaces were not listed");
+    }
+
+    #[test]
+    fn the_nodes_labels_are_known_and_its_heartbeats_are_no_news() {
+        let mut index = Index::default();
+        let node = |zone: &str| NodeFacts { labels: [("zone".to_owned(), zone.to_owned())].into() };
+        assert!(index.node_labels().is_empty());
+        assert!(index.nodes(Step::Set("node-1".to_owned(), node("a"))));
+        assert!(!index.nodes(Step::Set("node-1".to_owned(), node("a"))));
+        assert!(index.nodes(Step::Set("node-1".to_owned(), node("b"))));
+        assert_eq!(index.node_labels(), node("b").labels);
     }
 
     #[test]

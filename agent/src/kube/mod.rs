@@ -6,6 +6,7 @@
 //! wrote them, and goes the way of those of a node file from there.
 
 mod access;
+mod admission;
 mod cluster;
 mod facts;
 mod index;
@@ -15,7 +16,8 @@ mod watch;
 
 pub use self::{
     access::ACCESS,
-    cluster::Cluster,
+    admission::admission_policies,
+    cluster::{Cluster, Snapshot},
     notices::{Cause, Notice, Notices, Object},
     post::Poster,
     watch::{connect, watch},

@@ -4,7 +4,7 @@ use std::{pin::pin, sync::Arc};
 
 use anyhow::Context as _;
 use futures_util::{Stream, StreamExt as _};
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::{
     Api, Client, Config,
     runtime::{
@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::{
     cluster::Cluster,
-    facts::{NamespaceFacts, PodFacts},
+    facts::{NamespaceFacts, NodeFacts, PodFacts},
     index::{Index, Step},
 };
 use crate::causes::with_causes;
@@ -32,20 +32,27 @@ pub async fn connect() -> anyhow::Result<Client> {
     Client::try_from(config).context("cannot use what is known of the API server")
 }
 
-/// Watches this node's pods and all namespaces. It never ends: what fails is tried again after
+/// Watches this node, its pods and all namespaces. It never ends: what fails is tried again after
 /// 0.8 s, and at most 30 s later and later; what is known stays meanwhile.
 pub async fn watch(client: Client, cluster: Arc<Cluster>) {
     let on_node = format!("spec.nodeName={}", cluster.node());
     let pods =
         watcher(Api::<Pod>::all(client.clone()), watcher::Config::default().fields(&on_node));
-    let namespaces = watcher(Api::<Namespace>::all(client), watcher::Config::default());
+    let namespaces = watcher(Api::<Namespace>::all(client.clone()), watcher::Config::default());
+    let this = format!("metadata.name={}", cluster.node());
+    let nodes = watcher(Api::<Node>::all(client), watcher::Config::default().fields(&this));
     let pods = follow(pods, "pods", &cluster, pod, Index::pods);
+    let nodes = follow(nodes, "nodes", &cluster, node, Index::nodes);
     let namespaces = follow(namespaces, "namespaces", &cluster, namespace, Index::namespaces);
-    tokio::join!(pods, namespaces);
+    tokio::join!(pods, namespaces, nodes);
 }
 
 fn pod(pod: &Pod) -> (String, Option<PodFacts>) {
     (pod.metadata.uid.clone().unwrap_or_default(), PodFacts::of(pod))
+}
+
+fn node(node: &Node) -> (String, Option<NodeFacts>) {
+    (node.metadata.name.clone().unwrap_or_default(), Some(NodeFacts::of(node)))
 }
 
 fn namespace(namespace: &Namespace) -> (String, Option<NamespaceFacts>) {

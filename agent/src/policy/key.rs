@@ -260,7 +260,7 @@ impl KeyKind {
         }
     }
 
-    const fn takes_port(self) -> bool {
+    pub(super) const fn takes_port(self) -> bool {
         match self {
             Self::Limit(kind) => kind.takes_port(),
             Self::OnLimit => true,
@@ -272,7 +272,8 @@ impl KeyKind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    const ALL: [Self; 16] = [
+    /// All of them.
+    pub const ALL: [Self; 16] = [
         Self::Limit(LimitKind::Connections),
         Self::Limit(LimitKind::ConnectionsPerSource),
         Self::Limit(LimitKind::OutboundConnections),

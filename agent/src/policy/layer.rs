@@ -147,6 +147,20 @@ pub struct Administrator {
     pub policies: Vec<Policy>,
 }
 
+impl Administrator {
+    /// What of it is said about workloads of a node with these labels.
+    #[must_use]
+    pub fn on_node(&self, labels: &BTreeMap<String, String>) -> Self {
+        let is_meant = |policy: &Policy| {
+            let mut wanted = policy.matches.node_labels.iter();
+            wanted.all(|(key, value)| labels.get(key) == Some(value))
+        };
+        let mut here = self.clone();
+        here.policies.retain(is_meant);
+        here
+    }
+}
+
 /// What the administrator says about the workloads that match.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -171,6 +185,8 @@ pub struct Match {
     pub namespace: Option<Glob>,
     /// Labels that the workload must have.
     pub labels: BTreeMap<String, String>,
+    /// Labels that the Kubernetes node must have; a machine has none.
+    pub node_labels: BTreeMap<String, String>,
 }
 
 impl Match {
@@ -302,7 +318,7 @@ mod tests {
         let pod = subject("shop/web-1", Some("shop"));
         let machine = subject("web-1", None);
         let glob = |pattern| Some(Glob::new(pattern));
-        let matches = |name, namespace| Match { name, namespace, labels: BTreeMap::new() };
+        let matches = |name, namespace| Match { name, namespace, ..Match::default() };
         assert!(matches(glob("web-*"), None).matches(&pod));
         assert!(matches(glob("web-*"), glob("sh*")).matches(&pod));
         assert!(!matches(glob("web-*"), glob("bank")).matches(&pod));

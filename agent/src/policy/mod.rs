@@ -18,6 +18,7 @@ pub mod probes;
 pub mod quota;
 pub mod rate;
 pub mod reading;
+pub mod shape;
 mod suggest;
 pub mod value;
 

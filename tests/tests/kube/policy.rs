@@ -6,7 +6,7 @@ use serde_json::json;
 use weir::lab::shape;
 use weir_tests::{
     agent::eventually,
-    kubelet::{Driver, Kubelet, uid},
+    kubelet::{Driver, Kubelet, NODE, uid},
     site::serve,
     traffic::{self, Flood},
 };
@@ -153,5 +153,31 @@ fn kubernetes_own_bandwidths_hold_unless_the_cni_holds_them() {
     assert!(detail.contains(&format!("`{INGRESS}` is left to the `tbf` on {end}")), "{detail}");
     cluster.server.annotate("pods", &web_name, "kubernetes.io/egress-bandwidth", Some("1G"));
     await_limits(&["egress-bandwidth: 1Gbit/s"]);
+    assert_eq!(cluster.server.refused(), Vec::<String>::new());
+}
+
+/// One node file for all nodes may say more about those with a label; labels come and go.
+#[test]
+fn a_policy_may_be_about_nodes_with_a_label() {
+    let lab = lab!();
+    let cluster = Cluster::new(&lab);
+    let web = cluster.node.pod("web").unwrap();
+    let node = |pool: &str| {
+        let labels = json!({"pool": pool});
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE, "labels": labels}})
+    };
+    cluster.server.put("nodes", node("edge"));
+    let other = json!({"metadata": {"name": "node-2", "labels": {"pool": "core"}}});
+    cluster.server.put("nodes", other);
+    let file = "policies:\n  - match: { namespace: shop, node-labels: { pool: edge } }\n    \
+                default: { connections.80: 3/s }\n  \
+                - match: { node-labels: { pool: core } }\n    default: { connections.80: 7/s }\n";
+    let agent = cluster.agent(&lab, file);
+    let _container = cluster.start(&web, &uid(1), json!({}));
+    await_limit(&agent, &name(&web), Some("3/s"));
+    cluster.server.put("nodes", node("core"));
+    await_limit(&agent, &name(&web), Some("7/s"));
+    cluster.server.put("nodes", node("spare"));
+    await_limit(&agent, &name(&web), None);
     assert_eq!(cluster.server.refused(), Vec::<String>::new());
 }

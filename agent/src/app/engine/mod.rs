@@ -257,7 +257,8 @@ impl Engine {
     /// What holds for the workloads of the file and for pods.
     fn evaluate<'a>(&self, file: &'a NodeFile, pods: &'a [Arc<Workload>]) -> Vec<Evaluated<'a>> {
         let workloads = file.workloads.iter().chain(pods.iter().map(Arc::as_ref));
-        let mut evaluated = evaluate_all(&file.administrator, workloads, &self.last_good);
+        let administrator = file.administrator.on_node(&self.pods.node_labels);
+        let mut evaluated = evaluate_all(&administrator, workloads, &self.last_good);
         for one in &mut evaluated {
             if let Some(others) = self.shaped.get(&Identity::workload(&one.workload.identity)) {
                 one.leave_to(others);

@@ -15,7 +15,7 @@ use crate::{
     app::{timing::Timing, view},
     compile::Identity,
     config::{Location, PodLocation, Workload},
-    kube::{Cause, Cluster, Notice, Notices, Object},
+    kube::{Cause, Cluster, Notice, Notices, Object, Snapshot},
     policy::Place,
     workload::{PodNetworks, cgroup::Cgroups},
 };
@@ -27,6 +27,8 @@ pub(super) struct Pods {
     cluster: Option<Arc<Cluster>>,
     /// `None` while nobody could say which there are.
     known: Option<Vec<Arc<Workload>>>,
+    /// The node's labels.
+    pub(super) node_labels: BTreeMap<String, String>,
     pub(super) networks: PodNetworks,
     notices: Notices,
     /// Breakers that were seen open: their pod and their name.
@@ -43,6 +45,7 @@ impl Default for Pods {
         Self {
             cluster: None,
             known: Some(Vec::new()),
+            node_labels: BTreeMap::new(),
             networks: PodNetworks::new(PathBuf::new()),
             notices: Notices::default(),
             open: BTreeMap::new(),
@@ -110,9 +113,10 @@ impl Engine {
     /// says which pods, nothing changes in the kernel.
     #[must_use]
     pub fn with_pods(mut self, cluster: Arc<Cluster>, cgroups: PathBuf) -> Self {
-        let known = cluster.take().pods;
+        let Snapshot { pods: known, node_labels, .. } = cluster.take();
         let networks = PodNetworks::new(cgroups);
-        self.pods = Pods { cluster: Some(cluster), known, networks, ..Pods::default() };
+        let cluster = Some(cluster);
+        self.pods = Pods { cluster, known, node_labels, networks, ..Pods::default() };
         self.pods.networks.look_for(&self.pods.wanted());
         self
     }
@@ -124,6 +128,7 @@ impl Engine {
         };
         let Some(pods) = snapshot.pods else { return };
         let was_known = self.pods.known.replace(pods).is_some();
+        self.pods.node_labels = snapshot.node_labels;
         let found = self.pods.networks.look_for(&self.pods.wanted());
         let file = self.file.clone();
         let pods = self.pods.workloads();

@@ -88,6 +88,8 @@ const VALUES: &[(&str, Option<&str>)] = &[
     ("podMonitor.interval=30", Some("/podMonitor/interval")),
     ("resources.limits.memory=1Gi", None),
     ("resources.limits.memory=much", Some("/resources/limits/memory")),
+    ("admissionPolicy.enabled=true", None),
+    ("admissionPolicy.enabled=yes", Some("/admissionPolicy/enabled")),
     ("uninstall=true", None),
     ("uninstall=yes", Some("/uninstall")),
 ];

@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
     apps::v1::DaemonSet,
     core::v1::{ConfigMap, Namespace, Service, ServiceAccount},
     rbac::v1::{ClusterRole, ClusterRoleBinding},
@@ -105,6 +106,12 @@ fn fields_unknown(document: &Value) -> Vec<String> {
         ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => {
             fields_lost::<ClusterRoleBinding>(document)
         }
+        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy") => {
+            fields_lost::<ValidatingAdmissionPolicy>(document)
+        }
+        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding") => {
+            fields_lost::<ValidatingAdmissionPolicyBinding>(document)
+        }
         ("monitoring.coreos.com/v1", "PodMonitor") => {
             fields_lost::<PodMonitorSpec>(&document["spec"])
         }
@@ -122,8 +129,9 @@ fn every_field_is_one_that_the_api_knows() {
     let mut files: Vec<String> =
         rendered().iter().map(|path| fs::read_to_string(path).unwrap()).collect();
     files.push(text("deploy/kustomize/base/namespace.yaml"));
+    files.push(text("deploy/helm/weir/files/admission.yaml"));
     // And all that the chart can make.
-    let on = "rls.enabled=true,podMonitor.enabled=true,prometheusRule.enabled=true";
+    let on = "rls.enabled=true,admissionPolicy.enabled=true,podMonitor.enabled=true,prometheusRule.enabled=true";
     let chart = "deploy/helm/weir";
     match tool("WEIR_HELM") {
         Ok(helm) => {
