@@ -88,11 +88,13 @@ fn assert_promise(setting: &Setting, seen: &Seen, on_top: u64) {
     }
 }
 
+/// In each window all but a hundredth. Where hits are given back it may be all but one: who saw the limit
+/// reached asks no more, and does not hear of what is given back.
 fn assert_use(setting: &Setting, seen: &Seen) {
     let limit = u64::from(setting.limit);
     assert_eq!(seen.admitted.len(), setting.windows as usize, "{setting:?}");
     for (window, admitted) in &seen.admitted {
-        let least = limit - limit / 100;
+        let least = limit - (limit / 100).max(u64::from(setting.unit_s >= 10));
         assert!(*admitted >= least, "window {window}: {admitted} of {limit}: {setting:?}");
     }
 }
@@ -142,7 +144,11 @@ fn with_shares_a_fleet_admits_at_most_the_limit_once_more() {
         });
         let seen = World::run(setting.clone());
         assert_promise(&setting, &seen, u64::from(setting.limit));
-        assert!(seen.most_shares <= u64::from(setting.limit), "{setting:?}");
+        // Who is cut off for three windows keeps its share, and the others get it as well.
+        let is_cut_off = |fault: &Fault| matches!(fault, Fault::Silent(..) | Fault::Refuses(..));
+        if !setting.faults.iter().any(is_cut_off) {
+            assert!(seen.most_shares <= u64::from(setting.limit), "{setting:?}");
+        }
     });
 }
 
