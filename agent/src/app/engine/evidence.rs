@@ -55,6 +55,9 @@ impl Evidence {
     /// The breakers that are to be opened.
     fn weigh(&mut self, destinations: &BTreeMap<Destination, Vec<Seen>>) -> Vec<Seen> {
         self.knowing.retain(|destination, _| destinations.contains_key(destination));
+        // Pods come and go.
+        let there: BTreeSet<Identity> = destinations.values().flatten().map(|it| it.cell).collect();
+        self.told.retain(|cell, _| there.contains(cell));
         let mut tell = Vec::new();
         for (destination, seen) in destinations {
             let workloads = |which: fn(&Seen) -> bool| {
@@ -199,6 +202,17 @@ mod tests {
         // It begins again.
         assert_eq!(told(&mut evidence, &[closed("a"), tripped("b"), closed("c")]), []);
         assert_eq!(told(&mut evidence, &two), cells(&["c"]));
+    }
+
+    #[test]
+    fn what_was_told_to_who_is_gone_is_forgotten() {
+        let mut evidence = Evidence::default();
+        let cell = Identity::workload("c");
+        evidence.told.insert(cell, 1);
+        told(&mut evidence, &[closed("c")]);
+        assert_eq!(evidence.told(cell), 1);
+        told(&mut evidence, &[closed("a")]);
+        assert_eq!(evidence.told.len(), 0);
     }
 
     #[test]
