@@ -220,13 +220,22 @@ impl<'a> Agent<'a> {
         assert!(ended.is_some(), "the agent survives SIGKILL");
     }
 
+    /// Lets it stand still: it holds what it holds, and does nothing more.
+    pub fn freeze(&mut self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
     /// Runs `work` while the agent stands still: it sees only what came of it.
     pub fn behind_its_back<T>(&mut self, work: impl FnOnce() -> T) -> T {
-        let process = self.process.as_mut().expect("the agent runs");
-        process.signal(Signal::SIGSTOP).expect("stop the agent");
+        self.freeze();
         let result = work();
-        process.signal(Signal::SIGCONT).expect("let the agent go on");
+        self.signal(Signal::SIGCONT);
         result
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        let process = self.process.as_mut().expect("the agent runs");
+        process.signal(signal).expect("signal the agent");
     }
 
     /// Asks it to end, as a service manager does.
