@@ -94,6 +94,9 @@ fn shares(store: &mut dyn Asked) {
     assert_eq!(store.ask(join("two", 8, 50, 30)), joined(2, 25 + 37));
     // One that did not come for more than three windows is gone.
     assert_eq!(store.ask(join("two", 12, 50, 30)), joined(1, 100));
+    // Who comes with a share that the store does not know is one of several that it has forgotten.
+    assert_eq!(store.ask(join("one", 20, 50, 10)), joined(1, 50));
+    assert_eq!(store.ask(join("three", 20, 0, 10)), joined(2, 50));
 }
 
 fn every_behaviour(store: &mut dyn Asked) {

@@ -89,7 +89,7 @@ fn assert_promise(setting: &Setting, seen: &Seen, on_top: u64) {
 }
 
 /// In each window all but a hundredth. Where hits are given back it may be all but one: who saw the limit
-/// reached asks no more, and does not hear of what is given back.
+/// reached asks no more, and whoever gave back may not be asked again.
 fn assert_use(setting: &Setting, seen: &Seen) {
     let limit = u64::from(setting.limit);
     assert_eq!(seen.admitted.len(), setting.windows as usize, "{setting:?}");
@@ -149,6 +149,20 @@ fn with_shares_a_fleet_admits_at_most_the_limit_once_more() {
         if !setting.faults.iter().any(is_cut_off) {
             assert!(seen.most_shares <= u64::from(setting.limit), "{setting:?}");
         }
+    });
+}
+
+#[test]
+fn a_store_that_forgets_all_spenders_gives_nobody_the_shares_of_others() {
+    play(60, |seed| {
+        let mut setting = Setting { on_failure: OnStoreFailure::Local, windows: 10, ..calm(seed) };
+        // Everybody has a share by then.
+        (setting.unit_s, setting.limit) = (1, setting.limit.max(100));
+        setting.faults = vec![Fault::Empty(88)];
+        let seen = World::run(setting.clone());
+        let limit = u64::from(setting.limit);
+        assert_promise(&setting, &seen, limit);
+        assert!(seen.most_shares <= limit, "{} of {setting:?}", seen.most_shares);
     });
 }
 

@@ -62,8 +62,8 @@ impl Memory {
             }
             Request::Join { key, node, window, limit, held, weight, .. } => {
                 let spenders = self.spenders.entry(key.clone()).or_default();
+                let is_known = spenders.remove(node).is_some() || *held == 0;
                 spenders.retain(|_, spender| spender.window.saturating_add(SPENDS_FOR) >= *window);
-                spenders.remove(node);
                 let others: u64 = spenders.values().map(|other| u64::from(other.reserved)).sum();
                 let count = u32::try_from(spenders.len()).unwrap_or(u32::MAX).saturating_add(1);
                 let free = u64::from(*limit).saturating_sub(others);
@@ -71,6 +71,8 @@ impl Memory {
                     + u64::from(*weight);
                 let fair = fair_share(*limit, count, *weight, weights);
                 let share = u32::try_from(free).unwrap_or(u32::MAX).min(fair);
+                // A store that forgot this node's share forgot the others', too.
+                let share = if is_known { share } else { share.min(*held) };
                 // Until it joins again nobody knows whether it heard of its new share.
                 let reserved = share.max(*held);
                 let spender = Spender { window: *window, reserved, weight: *weight };

@@ -29,14 +29,17 @@ return redis.call('DECRBY', KEYS[1], string.format('%d', hits))
 
 /// Notes a spender as `window:reserved:weight` and says how many there are and what its share is. What
 /// a node may believe to hold stays reserved until it joins again, so shares never add up to more than
-/// the limit, also when an answer is lost.
+/// the limit, also when an answer is lost. Who holds a share that is not known here tells of a store that
+/// has forgotten everybody: until the others come, too, nobody gets more than it held.
 const JOIN: &str = r"
 local node, window, limit = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local held, weight, spends_for = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[7])
-local others, weights, count = 0, weight, 1
+local others, weights, count, known = 0, weight, 1, held == 0
 local all = redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do
-  if all[i] ~= node then
+  if all[i] == node then
+    known = true
+  else
     local w, r, h = string.match(all[i + 1], '^(%d+):(%d+):(%d+)$')
     if not w or tonumber(w) + spends_for < window then
       redis.call('HDEL', KEYS[1], all[i])
@@ -48,6 +51,7 @@ end
 local half = math.floor(limit / 2)
 local fair = math.floor((limit - half) / count) + math.floor(half * weight / math.max(weights, 1))
 local share = math.min(math.max(limit - others, 0), fair)
+if not known then share = math.min(share, held) end
 redis.call('HSET', KEYS[1], node,
   string.format('%d:%d:%d', window, math.max(share, held), weight))
 redis.call('EXPIRE', KEYS[1], ARGV[6])
