@@ -78,10 +78,21 @@ impl<'a> Answerer<'a> {
 
     /// The same, with more lines of `rls`, each indented by two.
     pub fn start_with(lab: &Lab, namespace: &'a Namespace, name: &str, more: &str) -> Self {
+        Self::start_with_files(lab, namespace, name, more, &[])
+    }
+
+    /// The same, with more quota files, each with its name.
+    pub fn start_with_files(
+        lab: &Lab,
+        namespace: &'a Namespace,
+        name: &str,
+        more: &str,
+        files: &[(&str, &str)],
+    ) -> Self {
         let folder = lab.directory().join(name);
         fs::create_dir_all(folder.join("quotas")).expect("make a folder for quotas");
         let mut answerer = Self { namespace, folder, process: None };
-        for (name, text) in QUOTAS {
+        for (name, text) in QUOTAS.iter().chain(files) {
             answerer.write(name, text);
         }
         let quotas = answerer.folder.join("quotas");

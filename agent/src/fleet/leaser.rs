@@ -542,8 +542,12 @@ impl Leaser {
 
     fn give_back(&mut self, window: Window, target: u32, context: Context, out: &mut Vec<Command>) {
         let keep = if self.is_in_use(context.now.mono_ns) { target } else { 0 };
-        // In a window of a few seconds it would come too late for others.
-        if self.terms.unit_s < 10 || self.book(window).in_flight > 0 {
+        // In a window of a few seconds it would come too late for others. Of one that is used up nobody
+        // asks for more, so what is left serves those who ask here.
+        if self.terms.unit_s < 10
+            || self.book(window).in_flight > 0
+            || self.line.cell().is_exhausted(window, self.terms.limit)
+        {
             return;
         }
         let granted_ago = context.now.mono_ns.saturating_sub(self.tally.granted_at_ns);
