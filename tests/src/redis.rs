@@ -1,28 +1,22 @@
 //! Private Redis servers, on free loopback ports and without persistence, and a proxy before them that
-//! can be slow.
+//! makes the way there worse.
 #![allow(
     clippy::expect_used,
     clippy::missing_panics_doc,
     reason = "a test that cannot go on fails, and says where"
 )]
 
+mod proxy;
 pub mod sets;
 
 use std::{
     cell::RefCell,
     fs,
-    io::{Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
-        mpsc,
-    },
-    thread,
-    time::{Duration, Instant},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst},
 };
 
 use nix::{
@@ -31,6 +25,7 @@ use nix::{
 };
 use weir::lab::skip;
 
+pub use self::proxy::Proxy;
 use crate::agent::eventually;
 
 /// Whether this machine has Redis; if not, the test is counted as skipped.
@@ -184,80 +179,4 @@ impl Drop for Server {
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }
-}
-
-/// A TCP proxy that hands on what it gets after a while, or refuses.
-#[derive(Debug)]
-pub struct Proxy {
-    address: SocketAddr,
-    delay_us: Arc<AtomicU64>,
-    over: Arc<AtomicBool>,
-}
-
-impl Proxy {
-    /// One before a server. It adds no delay at first.
-    pub fn start(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind the proxy");
-        let address = listener.local_addr().expect("ask for the proxy's address");
-        let (delay_us, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (delay, end) = (delay_us.clone(), over.clone());
-        thread::spawn(move || {
-            for client in listener.incoming() {
-                if end.load(SeqCst) {
-                    return;
-                }
-                let (Ok(client), Ok(server)) = (client, TcpStream::connect(server)) else {
-                    continue;
-                };
-                pass_on(&client, &server, &delay);
-                pass_on(&server, &client, &Arc::new(AtomicU64::new(0)));
-            }
-        });
-        Self { address, delay_us, over }
-    }
-
-    /// Where it listens.
-    pub fn url(&self) -> String {
-        format!("redis://{}/0", self.address)
-    }
-
-    /// What clients send arrives so much later from now on.
-    pub fn delay(&self, delay: Duration) {
-        self.delay_us.store(u64::try_from(delay.as_micros()).expect("a delay"), SeqCst);
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.over.store(true, SeqCst);
-        // Wakes the listener.
-        let _ = TcpStream::connect(self.address);
-    }
-}
-
-/// Hands on in order, each piece after the delay that held when it came.
-fn pass_on(from: &TcpStream, to: &TcpStream, delay_us: &Arc<AtomicU64>) {
-    let _ = (from.set_nodelay(true), to.set_nodelay(true));
-    let mut from = from.try_clone().expect("share a stream");
-    let mut to = to.try_clone().expect("share a stream");
-    let (sender, pieces) = mpsc::channel::<(Instant, Vec<u8>)>();
-    let delay_us = delay_us.clone();
-    thread::spawn(move || {
-        let mut buffer = [0; 16 * 1024];
-        while let Ok(read) = from.read(&mut buffer) {
-            let at = Instant::now() + Duration::from_micros(delay_us.load(SeqCst));
-            if read == 0 || sender.send((at, buffer[..read].to_vec())).is_err() {
-                return;
-            }
-        }
-    });
-    thread::spawn(move || {
-        for (at, piece) in pieces {
-            thread::sleep(at.saturating_duration_since(Instant::now()));
-            if to.write_all(&piece).is_err() {
-                break;
-            }
-        }
-        let _ = to.shutdown(Shutdown::Both);
-    });
 }

@@ -28,7 +28,8 @@ fn role(server: &Server) -> (String, bool) {
     (info.get("role").unwrap_or_default(), link.as_deref() == Some("up"))
 }
 
-fn await_replica(server: &Server) {
+/// Waits until a replica has all that its master has.
+pub fn await_replica(server: &Server) {
     eventually("the replica has all", || role(server), |(role, is_up)| role == "slave" && *is_up);
 }
 

@@ -11,7 +11,7 @@ use std::{
 use weir::fleet::{Health, store::redis::RedisSettings};
 use weir_tests::{
     agent::{PATIENCE, eventually},
-    redis::{Proxy, Server},
+    redis::{Proxy, Server, free_port, sets},
 };
 
 use crate::site::{Node, Second, admitted, rules, seconds_begin, under_load};
@@ -124,6 +124,118 @@ fn a_store_that_becomes_a_replica() {
 }
 
 #[test]
+fn a_store_that_is_full() {
+    redis_or_skip!();
+    let server = Server::start();
+    let mut nodes = two(&server.url(), "deny");
+    let memory = |most: &str| {
+        let mut client = server.client();
+        let () = redis::cmd("CONFIG").arg(&["SET", "maxmemory", most]).query(&mut client).unwrap();
+    };
+    let loads = through(&mut nodes, || memory("1"), || memory("0"));
+    assert_at_most(&loads, LIMIT);
+    assert_normal_again(&loads);
+}
+
+/// Three nodes, of which one loses the way to the store for some seconds. What each did.
+fn one_cut_off(policy: &str) -> Vec<BTreeMap<u64, Second>> {
+    let server = Server::start();
+    let proxy = Proxy::start(server.address());
+    let rules = rules(LIMIT as u32, "second", &format!("  on-store-failure: {policy}\n"));
+    let mut nodes: Vec<_> = [proxy.url(), server.url(), server.url()]
+        .iter()
+        .zip(["east", "west", "north"])
+        .map(|(url, cluster)| Node::start(RedisSettings::single(url), cluster, &rules))
+        .collect();
+    let cut_off = [nodes[0].fleet.clone()];
+    let others = [nodes[1].fleet.clone(), nodes[2].fleet.clone()];
+    let loads = under_load(&mut nodes, || {
+        seconds_begin(4);
+        proxy.cut(true);
+        await_health(&cut_off, Health::Down);
+        seconds_begin(3);
+        // They have nothing to do with it.
+        await_health(&others, Health::Up);
+        proxy.cut(false);
+        await_health(&cut_off, Health::Up);
+        seconds_begin(3);
+    });
+    let others = admitted(&loads[1..]);
+    assert_at_most(&loads[1..], LIMIT);
+    assert!(others.values().all(|sum| *sum > 0), "the others lease as before: {loads:?}");
+    assert_normal_again(&loads);
+    loads
+}
+
+#[test]
+fn a_node_that_is_cut_off_from_the_store() {
+    redis_or_skip!();
+    let loads = one_cut_off("deny");
+    assert_at_most(&loads, LIMIT);
+}
+
+#[test]
+fn a_node_that_is_cut_off_from_the_store_spends_its_share() {
+    redis_or_skip!();
+    let loads = one_cut_off("local");
+    assert_at_most(&loads, 2 * LIMIT);
+    assert!(loads[0].values().all(|second| second.admitted > 0), "{:?}", loads[0]);
+}
+
+#[test]
+fn a_replica_takes_over_that_missed_the_last_writes() {
+    redis_or_skip!();
+    let mut master = Server::start();
+    let port = master.address().port().to_string();
+    let replica = Server::start_with(free_port(), &["--replicaof", &format!("127.0.0.1 {port}")]);
+    sets::await_replica(&replica);
+    let proxy = Proxy::start(master.address());
+    let mut nodes = two(&proxy.url(), "deny");
+    let fleets: Vec<_> = nodes.iter().map(|node| node.fleet.clone()).collect();
+    let mut lost = BTreeMap::new();
+    let loads = under_load(&mut nodes, || {
+        seconds_begin(3);
+        // From here on it misses what the master acknowledges.
+        let () = redis::cmd("REPLICAOF").arg(&["NO", "ONE"]).query(&mut replica.client()).unwrap();
+        let begun = counters(&replica);
+        let more = || -> u64 { counters(&master).values().sum() };
+        eventually("it missed some", more, |sum| *sum >= begun.values().sum::<u64>() + LIMIT / 2);
+        // The master has acknowledged what it will.
+        let pause = ["PAUSE", "60000", "WRITE"];
+        let () = redis::cmd("CLIENT").arg(&pause).query(&mut master.client()).unwrap();
+        lost = counters(&master);
+        for (window, count) in counters(&replica) {
+            lost.entry(window).and_modify(|lost| *lost -= count);
+        }
+        proxy.lead_to(replica.address());
+        master.kill();
+        await_health(&fleets, Health::Up);
+        let newest = || counters(&replica).keys().max().copied();
+        let before = lost.keys().max().copied();
+        eventually("it counts", newest, |newest| *newest > before);
+        seconds_begin(3);
+    });
+    assert!(lost.values().sum::<u64>() > 0);
+    for (second, sum) in admitted(&loads) {
+        let most = LIMIT + lost.get(&second).copied().unwrap_or(0);
+        assert!(sum <= most, "{sum} of {most} in {second}, lost {lost:?}: {loads:?}");
+    }
+    assert_normal_again(&loads);
+}
+
+/// What a server counted in each window.
+fn counters(server: &Server) -> BTreeMap<u64, u64> {
+    let mut client = server.client();
+    let keys: Vec<String> = redis::cmd("KEYS").arg("shop_user_ann_*").query(&mut client).unwrap();
+    let mut count = |key: &String| {
+        let window = key.rsplit('_').next()?.parse().ok()?;
+        let count: Option<u64> = redis::cmd("GET").arg(key).query(&mut client).unwrap();
+        Some((window, count?))
+    };
+    keys.iter().filter_map(&mut count).collect()
+}
+
+#[test]
 fn a_store_that_is_slow_is_not_waited_for() {
     redis_or_skip!();
     let server = Server::start();
@@ -150,7 +262,7 @@ fn without_a_store_from_the_start_the_policy_decides_at_once() {
     redis_or_skip!();
     for (policy, expected) in [("allow", true), ("deny", false)] {
         let own = format!("  on-store-failure: {policy}\n");
-        let url = format!("redis://127.0.0.1:{}/0", weir_tests::redis::free_port());
+        let url = format!("redis://127.0.0.1:{}/0", free_port());
         let node =
             Node::start_without_store(RedisSettings::single(url), "east", &rules(10, "hour", &own));
         let begin = Instant::now();

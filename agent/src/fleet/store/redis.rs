@@ -134,7 +134,7 @@ pub enum StoreError {
     /// Redis, or the way there.
     #[error("{0}")]
     Redis(String),
-    /// The server does not take writes: it is a replica now, or still loading.
+    /// The server does not take writes: it is a replica now, still loading, full, or cannot save.
     #[error("the store takes no writes: {0}")]
     ReadOnly(String),
     /// No answer in time.
@@ -145,9 +145,10 @@ pub enum StoreError {
 impl From<RedisError> for StoreError {
     fn from(error: RedisError) -> Self {
         match error.code() {
-            Some("READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "NOREPLICAS") => {
-                Self::ReadOnly(error.to_string())
-            }
+            Some(
+                "READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "NOREPLICAS" | "OOM"
+                | "MISCONF" | "BUSY",
+            ) => Self::ReadOnly(error.to_string()),
             _ => Self::Redis(error.to_string()),
         }
     }
