@@ -26,6 +26,7 @@
 //! | `FLOWS` | array of lines, mapped | hash | kernel; the agent clears old ways |
 //! | `VOLUMES` | per-CPU array of [`Volume`] | cell | kernel |
 //! | `EVENTS` | ring buffer of [`Event`] | – | kernel |
+//! | `HANDUPS` | ring buffer of [`Handup`] | – | kernel |
 
 use crate::{
     addr::Addr,
@@ -63,6 +64,10 @@ pub const SOURCE_LOAD_LINES: u32 = 16_384;
 pub const FLOW_LINES: u32 = 32_768;
 /// Bytes of the event ring.
 pub const EVENTS_BYTES: u32 = 512 * 1024;
+
+/// Bytes of the ring of SYNs that wait for the agent: about 200 of them. More are dropped, and their
+/// clients send them again.
+pub const HANDUPS_BYTES: u32 = 64 * 1024;
 
 /// The hooks that count apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -141,8 +146,10 @@ pub struct Config {
     /// Workloads that are [`TRACKED`]: while there are none, nobody looks at packets that are no
     /// SYN.
     pub tracked: u64,
+    /// 1 while the fleet's store does not answer: quotas of the fleet are decided without it.
+    pub store_away: u64,
     /// Reserved.
-    pub _reserved: [u64; 5],
+    pub _reserved: [u64; 4],
 }
 
 /// One limit's state: a cache line of eight words, whose meaning [`CellKind`] says.
@@ -404,6 +411,10 @@ pub const RULE_QUOTA: u8 = 8;
 /// `burst` how many hits it admits; those that it refuses count, too.
 pub const RULE_WINDOW: u8 = 16;
 
+/// A quota's rule spends from a lease of the fleet's: [`crate::lease`]. `cost` holds the window's seconds,
+/// `burst` how many hits the fleet admits in one.
+pub const RULE_LEASE: u8 = 32;
+
 /// What a rule does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -505,6 +516,30 @@ pub struct Event {
     pub _reserved: u8,
 }
 
+/// What the agent is asked about a lease of the fleet's quota.
+///
+/// A SYN towards a workload for which the lease does not suffice was dropped, and nothing was spent on it. It is judged again
+/// like any other when the agent has asked the store and sent it once more.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handup {
+    /// The lease's cell.
+    pub cell: u32,
+    /// The workload's slot.
+    pub slot: u32,
+    /// The interface that the packet is at.
+    pub ifindex: u32,
+    /// How long the packet is; 0 when none can be sent once more.
+    pub length: u16,
+    /// 1 if a SYN lacks a hit, 0 if the lease runs low.
+    pub lacks: u16,
+    /// The packet, from its link header on, if it has one.
+    pub packet: [u8; HANDUP_PACKET],
+}
+
+/// The longest SYN that is handed up: link, IPv6 and the longest TCP header, and much room between.
+pub const HANDUP_PACKET: usize = 256;
+
 /// Decisions by verdict and reason, on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -530,6 +565,7 @@ const _: () = {
     assert!(size_of::<Rule>() == 64);
     assert!(size_of::<Block>() == 64 + MAX_RULES * size_of::<Rule>());
     assert!(size_of::<Event>() == 56);
+    assert!(size_of::<Handup>() == 16 + HANDUP_PACKET);
     assert!(size_of::<Local>() == 24);
     assert!(size_of::<Slot>() == 128);
     assert!(MAX_CELLS <= 1 << 16);
@@ -554,7 +590,7 @@ mod pod {
     }
 
     pod!(
-        Addr, Block, CellLine, Config, Counts, Event, Local, Record, Rule, Slot, Tally, Volume,
-        Workload
+        Addr, Block, CellLine, Config, Counts, Event, Handup, Local, Record, Rule, Slot, Tally,
+        Volume, Workload
     );
 }

@@ -12,15 +12,18 @@
 //! | 2, 3 | admitted without the store's word | whoever decides |
 //! | 4, 5 | granted by the store, spent or not | the agent |
 //! | 6 | the store's counter when it last spoke of the window | the agent |
-//! | 7 | `low:32`: wake the agent below so many; `allowance:32`: what may be admitted without the store | the agent |
+//! | 7 | `poked:1`: the agent was woken; `low:31`: wake it below so many; `allowance:32`: what may be admitted without the store | the agent, the bit also whoever decides |
 //!
 //! Everything is compare-and-swap over single words, so the kernel and the agent can decide from the
 //! same cell.
 
-use crate::word::{TRIES, Word};
+use crate::{
+    way::{self, Line},
+    word::{TRIES, Word},
+};
 
 /// Words of a cell: a cache line.
-pub const WORDS: usize = 8;
+pub const WORDS: usize = way::LINE;
 /// An allowance without end.
 pub const UNLIMITED: u32 = u32::MAX;
 
@@ -28,6 +31,9 @@ const ASSUMED: usize = 2;
 const GRANTED: usize = 4;
 const SEEN: usize = 6;
 const MARKS: usize = 7;
+/// In the marks: the agent was woken, and has not looked yet.
+const POKED: u64 = 1 << 63;
+const MAX_LOW: u32 = u32::MAX >> 1;
 
 /// The number of a window: Unix time divided by the window's length.
 pub type Window = u32;
@@ -99,12 +105,22 @@ pub enum Assumed {
 
 /// One quota's words.
 #[derive(Clone, Copy, Debug)]
-pub struct Cell<'a, W>(pub &'a [W; WORDS]);
+pub struct Cell<'a, L>(pub &'a L);
 
-impl<W: Word> Cell<'_, W> {
+impl<L: Line> Cell<'_, L> {
     #[inline(always)]
-    fn at(&self, base: usize, window: Window) -> &W {
-        &self.0[base + (window & 1) as usize]
+    fn at(&self, base: usize, window: Window) -> L::Word<'_> {
+        self.0.word(base + (window & 1) as usize)
+    }
+
+    #[inline(always)]
+    fn marks(&self) -> u64 {
+        self.0.word(MARKS).load()
+    }
+
+    #[inline(always)]
+    fn seen(&self) -> Numbered {
+        Numbered::read(self.0.word(SEEN).load())
     }
 
     /// Spends `hits` of the lease on `window`. A request for 0 hits only looks.
@@ -123,7 +139,7 @@ impl<W: Word> Cell<'_, W> {
             }
             let left = lease.number - hits;
             if cell.compare_exchange(word, Numbered { window, number: left }.word()).is_ok() {
-                let low = left < (self.0[MARKS].load() >> 32) as u32;
+                let low = left < (self.marks() >> 32) as u32 & MAX_LOW;
                 return Taken::Admitted { left, low };
             }
         }
@@ -134,8 +150,8 @@ impl<W: Word> Cell<'_, W> {
     /// granted, and never more than the limit leaves beyond what the store has counted.
     #[inline(always)]
     pub fn assume(&self, window: Window, limit: u32, hits: u32) -> Assumed {
-        let allowance = self.0[MARKS].load() as u32;
-        let seen = Numbered::read(self.0[SEEN].load()).of(window);
+        let allowance = self.marks() as u32;
+        let seen = self.seen().of(window);
         let granted = Numbered::read(self.at(GRANTED, window).load()).of(window);
         let rest = limit.saturating_sub(seen);
         let budget = if allowance == UNLIMITED {
@@ -162,14 +178,14 @@ impl<W: Word> Cell<'_, W> {
     /// Whether the store said that the window's limit is used up.
     #[inline(always)]
     pub fn is_exhausted(&self, window: Window, limit: u32) -> bool {
-        let seen = Numbered::read(self.0[SEEN].load());
+        let seen = self.seen();
         seen.window == window && seen.number >= limit
     }
 
     /// What the window has left for everybody, as far as this node knows: an estimate.
     #[inline(always)]
     pub fn remaining(&self, window: Window, limit: u32) -> u32 {
-        let unclaimed = limit.saturating_sub(Numbered::read(self.0[SEEN].load()).of(window));
+        let unclaimed = limit.saturating_sub(self.seen().of(window));
         let left = unclaimed.saturating_add(self.left(window));
         let assumed = self.assumed(window);
         if left < limit { left.saturating_sub(assumed) } else { limit.saturating_sub(assumed) }
@@ -196,7 +212,36 @@ impl<W: Word> Cell<'_, W> {
     /// What may be admitted without the store in a window.
     #[inline(always)]
     pub fn allowance(&self) -> u32 {
-        self.0[MARKS].load() as u32
+        self.marks() as u32
+    }
+
+    /// Gives back a hit that was taken from the lease, if its window still lies there.
+    #[inline(always)]
+    pub fn put_back(&self, window: Window) {
+        let cell = self.at(0, window);
+        for _ in 0..TRIES {
+            let word = cell.load();
+            let lease = Numbered::read(word);
+            let number = lease.number.wrapping_add(1);
+            if lease.window != window
+                || number == 0
+                || cell.compare_exchange(word, Numbered { window, number }.word()).is_ok()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Notes that the agent is to be woken; whether nobody did so before.
+    #[inline(always)]
+    pub fn poke(&self) -> bool {
+        let marks = self.marks();
+        marks & POKED == 0 && self.0.word(MARKS).compare_exchange(marks, marks | POKED).is_ok()
+    }
+
+    /// From now on the agent may be woken again.
+    pub fn unpoke(&self) {
+        update(&self.0.word(MARKS), |marks| marks & !POKED);
     }
 
     /// Makes the cell hold a window, with nothing leased. Returns what was left of the window that
@@ -259,26 +304,28 @@ impl<W: Word> Cell<'_, W> {
     }
 
     fn note_granted(&self, window: Window, number: u32) {
-        set(self.at(GRANTED, window), Numbered { window, number }.word());
+        update(&self.at(GRANTED, window), |_| Numbered { window, number }.word());
     }
 
     /// Notes the store's counter. For the agent alone.
     pub fn note_seen(&self, window: Window, counter: u64) {
         let number = if counter > u32::MAX as u64 { u32::MAX } else { counter as u32 };
-        set(&self.0[SEEN], Numbered { window, number }.word());
+        update(&self.0.word(SEEN), |_| Numbered { window, number }.word());
     }
 
     /// Sets below how many the agent is woken, and what may be admitted without the store.
     pub fn mark(&self, low: u32, allowance: u32) {
-        set(&self.0[MARKS], (low as u64) << 32 | allowance as u64);
+        let low = if low < MAX_LOW { low } else { MAX_LOW };
+        let marked = (low as u64) << 32 | allowance as u64;
+        update(&self.0.word(MARKS), |marks| marks & POKED | marked);
     }
 }
 
-/// Writes a word that only the agent writes.
-fn set<W: Word>(cell: &W, new: u64) {
+/// Changes a word until it holds what it should. For the agent alone: there is no bound.
+fn update<W: Word>(cell: &W, change: impl Fn(u64) -> u64) {
     let mut word = cell.load();
-    while word != new {
-        match cell.compare_exchange(word, new) {
+    while word != change(word) {
+        match cell.compare_exchange(word, change(word)) {
             Ok(_) => return,
             Err(now) => word = now,
         }
@@ -358,6 +405,40 @@ mod tests {
         assert_eq!(cell.assume(9, 3, 400), Assumed::Admitted);
         cell.mark(0, 0);
         assert_eq!(cell.assume(11, 100, 1), Assumed::Refused);
+    }
+
+    #[test]
+    fn the_agent_is_woken_once_until_it_looked() {
+        let words = words();
+        let cell = Cell(&words);
+        cell.mark(u32::MAX, 5);
+        assert!(cell.poke());
+        assert!(!cell.poke());
+        cell.mark(3, 7);
+        assert!(!cell.poke(), "new marks are no look");
+        assert_eq!(cell.allowance(), 7);
+        cell.unpoke();
+        assert!(cell.poke());
+        cell.open(7);
+        assert!(cell.credit(7, 4));
+        assert_eq!(cell.take(7, 100, 1), Taken::Admitted { left: 3, low: false });
+        assert_eq!(cell.take(7, 100, 1), Taken::Admitted { left: 2, low: true });
+    }
+
+    #[test]
+    fn a_hit_that_is_put_back_can_be_spent_in_its_window_alone() {
+        let words = words();
+        let cell = Cell(&words);
+        cell.open(7);
+        assert!(cell.credit(7, 1));
+        assert_eq!(cell.take(7, 100, 1), Taken::Admitted { left: 0, low: false });
+        cell.put_back(9);
+        assert_eq!(cell.left(9), 0);
+        cell.put_back(7);
+        assert_eq!((cell.left(7), cell.granted(7)), (1, 1));
+        cell.open(9);
+        cell.put_back(7);
+        assert_eq!((cell.left(7), cell.left(9)), (0, 0));
     }
 
     #[test]

@@ -150,6 +150,9 @@ reasons! {
     EjectionSpared = 37, "ejection_spared";
     /// `quota` is spent.
     Quota = 38, "quota";
+    /// The node's lease of a fleet's quota does not suffice: the SYN waits until the store was asked, and is
+    /// judged again.
+    QuotaAsked = 39, "quota_asked";
 }
 
 impl Reason {

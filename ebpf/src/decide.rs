@@ -7,7 +7,7 @@ use weir_common::{
 };
 
 use crate::{
-    emit,
+    emit, handup,
     hook::{NEXT, SHOT, Tc, TcHook},
     maps,
     parse::{Parsed, Segment},
@@ -173,12 +173,12 @@ impl Site {
     }
 
     #[inline(always)]
-    fn slot(self) -> u32 {
+    pub fn slot(self) -> u32 {
         (self.0 >> 16) as u32 & 0xffff
     }
 
     #[inline(always)]
-    fn hook(self) -> TcHook {
+    pub fn hook(self) -> TcHook {
         TcHook::from_bits(self.0 >> 32)
     }
 
@@ -261,6 +261,11 @@ pub extern "C" fn weir_refuse(
     let (slot, hook, direction) = (site.slot(), site.hook().counted(), site.direction());
     let Some(workload) = maps::workload(slot) else { return PASS };
     let rule = rule::find(site.block(), ruling.refused());
+    if let Some(rule) = rule
+        && ruling.reason(rule, direction) == Reason::QuotaAsked
+    {
+        return handup::weir_hand_up(skb, site.0, rule.cell);
+    }
     let drop = rule.is_some_and(|rule| rule.flags & RULE_DROP != 0);
     let mut verdict = refusal(workload, syn, drop, now_ns);
     if let Some(rule) = rule {

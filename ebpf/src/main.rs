@@ -22,6 +22,7 @@ mod bytes;
 mod connect;
 mod decide;
 mod emit;
+mod handup;
 mod hook;
 mod maps;
 mod parse;
@@ -66,6 +67,13 @@ pub fn weir_bytes_in(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn weir_bytes_out(ctx: TcContext) -> i32 {
     bytes::run(&ctx, Direction::Egress)
+}
+
+/// Sends the packet that it is run on once more: to the interface `cb[0]`, with the flags `cb[1]` of
+/// `bpf_clone_redirect`. It is attached nowhere; the agent runs it.
+#[classifier]
+pub fn weir_inject(ctx: TcContext) -> i32 {
+    hook::inject(ctx.skb.skb)
 }
 
 /// An uplink: refuses early what TC would certainly refuse, and spends nothing.

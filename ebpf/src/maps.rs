@@ -11,9 +11,9 @@ use aya_ebpf::{
 use weir_common::{
     addr::Addr,
     layout::{
-        Block, CellLine, Config, Counts, EVENTS_BYTES, FLOW_LINES, HOOKS, Local, MAX_ADDRESSES,
-        MAX_BLOCKS, MAX_CELLS, MAX_LOCALS, MAX_PORTS, MAX_WORKLOADS, PENDING_LINES, Record,
-        SOURCE_LINES, SOURCE_LOAD_LINES, Slot, TRACK_LINES, Tally, Volume, Workload,
+        Block, CellLine, Config, Counts, EVENTS_BYTES, FLOW_LINES, HANDUPS_BYTES, HOOKS, Local,
+        MAX_ADDRESSES, MAX_BLOCKS, MAX_CELLS, MAX_LOCALS, MAX_PORTS, MAX_WORKLOADS, PENDING_LINES,
+        Record, SOURCE_LINES, SOURCE_LOAD_LINES, Slot, TRACK_LINES, Tally, Volume, Workload,
     },
     nh::Secret,
     way::{LINE, Line},
@@ -64,6 +64,8 @@ static FLOWS: Array<CellLine> = Array::with_max_entries(FLOW_LINES, MAPPED);
 static VOLUMES: PerCpuArray<Volume> = PerCpuArray::with_max_entries(MAX_CELLS, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+#[map]
+pub static HANDUPS: RingBuf = RingBuf::with_byte_size(HANDUPS_BYTES, 0);
 
 /// A word of a map value. Map values outlive the program run, so the pointer stays good.
 #[derive(Clone, Copy)]
@@ -139,6 +141,12 @@ pub fn realtime_s(now_ns: u64) -> u64 {
 #[inline(always)]
 pub fn heartbeat_ns() -> u64 {
     CONFIG.get(0).map_or(0, |config| config.heartbeat_ns)
+}
+
+/// Whether the fleet's store does not answer.
+#[inline(always)]
+pub fn store_is_away() -> bool {
+    CONFIG.get(0).is_none_or(|config| config.store_away != 0)
 }
 
 /// The least time between two events of one limit on one CPU, ns.

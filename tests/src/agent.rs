@@ -91,6 +91,20 @@ pub fn eventually<T: fmt::Debug>(
     }
 }
 
+/// The sum of a metric of a page over the series that have all of these texts among their labels.
+pub fn metric(page: &str, name: &str, labels: &[&str]) -> f64 {
+    let lines = page.lines().filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let rest = series.strip_prefix(name)?;
+        let is = rest.is_empty() || rest.starts_with('{');
+        let has = labels.iter().all(|label| rest.contains(label));
+        (is && has).then(|| value.parse::<f64>().expect("a number"))
+    });
+    let values: Vec<_> = lines.collect();
+    assert!(!values.is_empty(), "no {name} {labels:?} in {page}");
+    values.iter().sum()
+}
+
 /// An agent, and the files that outlive it.
 #[derive(Debug)]
 pub struct Agent<'a> {
@@ -315,6 +329,12 @@ impl<'a> Agent<'a> {
         let ended = process.wait(PATIENCE).expect("wait for another agent");
         let said = fs::read_to_string(said).expect("read a log");
         (ended.unwrap_or_else(|| panic!("another agent runs on: {said}")), said)
+    }
+
+    /// The sum of a metric over the series that have all of these texts among their labels.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let (_, page) = self.request("GET", "/metrics", "").expect("ask the agent");
+        metric(&page, name, labels)
     }
 
     /// Where it listens.

@@ -8,7 +8,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
     path::PathBuf,
     process::{Command, Stdio},
@@ -19,7 +19,7 @@ use std::{
 use nix::sys::signal::Signal;
 use weir::lab::{Lab, Namespace, Process};
 
-use crate::agent::{PATIENCE, binary, eventually};
+use crate::agent::{PATIENCE, binary, eventually, metric};
 
 /// The proxy of HTTP with a limit for all of them together.
 pub const HTTP: &str = include_str!("../../deploy/envoy/http.yaml");
@@ -160,17 +160,7 @@ impl<'a> Answerer<'a> {
 
     /// The sum of a metric over the series that have all of these texts among their labels.
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
-        let page = self.ask("/metrics").expect("ask the agent");
-        let lines = page.lines().filter_map(|line| {
-            let (series, value) = line.rsplit_once(' ')?;
-            let rest = series.strip_prefix(name)?;
-            let is = rest.is_empty() || rest.starts_with('{');
-            let has = labels.iter().all(|label| rest.contains(label));
-            (is && has).then(|| value.parse::<f64>().expect("a number"))
-        });
-        let values: Vec<_> = lines.collect();
-        assert!(!values.is_empty(), "no {name} {labels:?} in {page}");
-        values.iter().sum()
+        metric(&self.ask("/metrics").expect("ask the agent"), name, labels)
     }
 }
 
@@ -218,6 +208,33 @@ pub fn get(from: &Namespace, to: SocketAddr, path: &str) -> Answer {
     let text = from.run(ask).expect("enter the namespace").expect("ask the proxy");
     let code = text.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
     Answer { code, text }
+}
+
+/// Whether an agent admits a request about a descriptor of one entry, of domain `shop`, as asked over HTTP.
+///
+/// # Panics
+/// If the agent decides neither.
+pub fn is_admitted(from: &Namespace, agent: SocketAddr, (key, value): (&str, &str)) -> bool {
+    let body = format!(
+        r#"{{"domain":"shop","descriptors":[{{"entries":[{{"key":"{key}","value":"{value}"}}]}}]}}"#
+    );
+    let post = || {
+        let mut stream = TcpStream::connect(agent)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(
+            stream,
+            "POST /json HTTP/1.1\r\nHost: weir\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
+    };
+    let answer = from.run(post).expect("enter the namespace").expect("ask the agent");
+    match answer.split(' ').nth(1) {
+        Some("200") => true,
+        Some("429") => false,
+        _ => panic!("{answer}"),
+    }
 }
 
 /// The statuses of so many requests, one after the other.

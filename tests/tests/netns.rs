@@ -64,6 +64,8 @@ mod files;
 mod handover;
 #[path = "netns/handshakes.rs"]
 mod handshakes;
+#[path = "netns/leases.rs"]
+mod leases;
 #[path = "netns/limits.rs"]
 mod limits;
 #[path = "netns/peers.rs"]

@@ -443,7 +443,8 @@ fn verdict(reason: Reason) -> Verdict {
         | Reason::BreakerReopened
         | Reason::BreakerHalfOpened
         | Reason::BreakerClosed
-        | Reason::HandshakeDisplaced => Verdict::Note,
+        | Reason::HandshakeDisplaced
+        | Reason::QuotaAsked => Verdict::Note,
         _ => Verdict::Reset,
     }
 }

@@ -3,6 +3,7 @@
 mod bare;
 mod engine;
 mod history;
+mod leases;
 pub(crate) mod memory;
 mod netlink;
 mod observe;
@@ -201,6 +202,10 @@ async fn agent(options: Options) -> anyhow::Result<()> {
     // SAFETY: the ring owns its descriptor and is never replaced while it is registered.
     let mut events =
         unsafe { AsyncFd::register(datapath.events()?) }.context("cannot wait for events")?;
+    // SAFETY: as above.
+    let handups = unsafe { AsyncFd::register(datapath.handups()?) }
+        .context("cannot wait for what the kernel asks")?;
+    let injector = Arc::new(datapath.injector()?);
     let mut engine = Engine::new(datapath, options.node_file.clone(), memory, clock);
     if let Some(quotas) = requests.quotas() {
         engine = engine.with_quotas(quotas);
@@ -212,6 +217,7 @@ async fn agent(options: Options) -> anyhow::Result<()> {
     if let (Some(pods), Some(kubernetes)) = (&pods, &options.kubernetes) {
         engine = engine.with_pods(Arc::clone(&pods.cluster), kubernetes.cgroups.clone());
     }
+    let mut answering = tokio::spawn(leases::answer(handups, engine.leases(), injector));
     let shared = Shared { engine: Arc::new(Mutex::new(engine)), requests: told };
     let mut links =
         netlink::LinkEvents::open().context("cannot listen for interfaces that come and go")?;
@@ -305,6 +311,9 @@ async fn agent(options: Options) -> anyhow::Result<()> {
             _ = check.tick() => shared.step(Engine::check_pods).await?,
             failed = &mut audits => return Err(failed),
             failed = requests.broken() => return Err(failed),
+            failed = &mut answering => {
+                return Err(failed?).context("cannot wait for what the kernel asks");
+            }
             _ = day.tick() => shared.step(Engine::sweep).await?,
         }
     }
@@ -410,7 +419,7 @@ impl Shared {
         const AT_ONCE: usize = 4096;
         let mut engine = self.engine();
         for _ in 0..AT_ONCE {
-            let Some(event) = events.next_event() else { break };
+            let Some(event) = events.next_told() else { break };
             engine.record(&event);
         }
     }

@@ -15,10 +15,7 @@ use weir_common::{
 use super::tables::LineRef;
 use crate::{
     policy::{Bandwidth, Breaker, Bucket},
-    quota::{
-        engine::{Engine, Meter},
-        shared::Named,
-    },
+    quota::{engine::Engine, shared::Named},
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -59,7 +56,8 @@ impl Identity {
     /// The identity of a quota's count: of all workloads that name it.
     pub(super) fn quota(named: &Named) -> Self {
         let kind = named.meter.kind().encode().to_string();
-        let parts = ["quota", &kind].into_iter().chain(named.text.iter().map(String::as_str));
+        let scope = if named.leased.is_some() { "fleet quota" } else { "quota" };
+        let parts = [scope, &kind].into_iter().chain(named.text.iter().map(String::as_str));
         Self::hash(&parts.collect::<Vec<_>>())
     }
 
@@ -128,6 +126,8 @@ pub enum CellKind {
     /// Hits in a window of realtime, in the cell: as cost and burst, its seconds and the hits that
     /// it admits.
     Window,
+    /// What is leased of such a window of the fleet's, in the cell.
+    Lease,
 }
 
 /// A cell and what it admits.
@@ -182,12 +182,14 @@ impl Cell {
     }
 
     /// The cell of a quota. Sliding windows are no cells.
-    pub(super) fn quota(meter: &Meter, line: LineRef) -> Option<Self> {
+    pub(super) fn quota(named: &Named, line: LineRef) -> Option<Self> {
+        let Named { meter, leased, .. } = named;
         let (kind, params) = match meter.engine {
             Engine::Sliding => return None,
             Engine::Fixed => {
                 let (cost, burst) = (meter.period_s.into(), meter.requests.into());
-                (CellKind::Window, Params { cost, burst, step: 0 })
+                let kind = if leased.is_some() { CellKind::Lease } else { CellKind::Window };
+                (kind, Params { cost, burst, step: 0 })
             }
             Engine::Bucket { params, .. } => (CellKind::Bucket, params),
         };

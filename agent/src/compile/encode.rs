@@ -2,11 +2,11 @@
 
 use weir_common::{
     addr::Addr,
-    layout::{self, RULE_DROP, RULE_HTTP1, RULE_QUOTA, RULE_SHADOW, RULE_WINDOW},
+    layout::{self, RULE_DROP, RULE_HTTP1, RULE_LEASE, RULE_QUOTA, RULE_SHADOW, RULE_WINDOW},
 };
 
 use super::{
-    cells::Identity,
+    cells::{CellKind, Identity},
     tables::{Block, Rule, RuleKind, WorkloadTable},
 };
 use crate::policy::Cidr;
@@ -68,12 +68,13 @@ impl Rule {
         let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
         let http1 = matches!(self.kind, RuleKind::Breaker { http1: true, .. });
         let quota = matches!(self.kind, RuleKind::Quota { .. });
-        let window = matches!(self.kind, RuleKind::Quota { is_window: true, .. });
+        let counts = |kind| matches!(self.kind, RuleKind::Quota { counts, .. } if counts == kind);
         rule.flags = flag(self.shadow, RULE_SHADOW)
             | flag(self.drop, RULE_DROP)
             | flag(http1, RULE_HTTP1)
             | flag(quota, RULE_QUOTA)
-            | flag(window, RULE_WINDOW);
+            | flag(counts(CellKind::Window), RULE_WINDOW)
+            | flag(counts(CellKind::Lease), RULE_LEASE);
         Some(rule)
     }
 }

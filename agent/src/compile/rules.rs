@@ -535,12 +535,12 @@ impl<'a> Workload<'a> {
                 return None;
             }
         };
-        let cell = Cell::quota(&named.meter, reference)?;
-        let is_window = cell.kind == CellKind::Window;
+        let cell = Cell::quota(&named, reference)?;
+        let counts = cell.kind;
         let identity = Identity::quota(&named);
         self.cells.insert(identity, cell);
         self.quotas.insert(identity, named);
-        Some(RuleKind::Quota { cell: identity, is_window })
+        Some(RuleKind::Quota { cell: identity, counts })
     }
 
     fn cell(&mut self, cell: Cell) -> Identity {

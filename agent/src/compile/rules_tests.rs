@@ -565,7 +565,7 @@ fn all_who_name_a_quota_spend_from_one_cell() {
     for workload in ["web", "api"] {
         let table = &compiled.tables.workloads[workload];
         let rules = &table.ingress.ports[&port(80)].rules;
-        let kind = RuleKind::Quota { cell: *cell, is_window: true };
+        let kind = RuleKind::Quota { cell: *cell, counts: CellKind::Window };
         assert_eq!(rules.iter().map(|rule| rule.kind).collect::<Vec<_>>(), [kind; 2]);
         let block = table.ingress.ports[&port(80)].encode(table, |_| Some(9)).unwrap();
         let rule = block.rules[0];

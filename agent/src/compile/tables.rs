@@ -8,7 +8,7 @@ use weir_common::{
     verdict::Reason,
 };
 
-use super::cells::{Cell, Identity};
+use super::cells::{Cell, CellKind, Identity};
 use crate::policy::{Cidr, Group, LimitKind, Port, Slot};
 
 /// All workloads, by identity.
@@ -174,8 +174,8 @@ pub enum RuleKind {
     Quota {
         /// The cell.
         cell: Identity,
-        /// Whether it is a window, and not a bucket.
-        is_window: bool,
+        /// How it counts: a bucket, a window or a lease.
+        counts: CellKind,
     },
 }
 

@@ -29,6 +29,7 @@ use weir_common::{addr::Addr, layout::Direction};
 use super::{
     connect,
     error::{AnyError, DatapathError},
+    inject::Door,
     layouts::LINKS,
     maps::{self, Writers},
     object::{Programs, Variant},
@@ -239,6 +240,17 @@ pub(super) struct Links {
 }
 
 impl Links {
+    /// Where the packets of workloads are judged.
+    pub(super) fn doors(&self) -> impl Iterator<Item = (Identity, Door)> {
+        self.current.keys().filter_map(|attachment| {
+            let Attachment { ifindex, ethernet, .. } = *attachment;
+            let Target::Workload { workload, side, netns, .. } = &attachment.target else {
+                return None;
+            };
+            Some((*workload, Door { ifindex, side: *side, netns: netns.clone(), ethernet }))
+        })
+    }
+
     pub(super) fn adopt(directory: &Path) -> Result<Self, DatapathError> {
         let directory = directory.join(LINKS);
         let failed = |source| DatapathError::Pin { path: directory.clone(), source };

@@ -24,7 +24,7 @@ use weir_common::{
     debt::{self, Tariff},
     gcra::{self, Params},
     layout::{CellKind, MAX_CELLS, Record},
-    load, way,
+    lease, load, way,
     window::Window,
 };
 
@@ -35,6 +35,7 @@ use super::{
 use crate::{
     clock::Clock,
     compile::{self, Identity},
+    quota::store::Words as _,
 };
 
 /// For so long a cell is kept that connections may still name.
@@ -66,7 +67,8 @@ impl Entry {
 const fn outlives_parameters(kind: CellKind) -> bool {
     // The number of such a cell places the buckets of sources and connections: they keep what they
     // spent.
-    matches!(kind, CellKind::Source | CellKind::Flow | CellKind::Window) || is_tracked(kind)
+    matches!(kind, CellKind::Source | CellKind::Flow | CellKind::Window | CellKind::Lease)
+        || is_tracked(kind)
 }
 
 /// Whether connections that are open name the cell, or are counted under its number.
@@ -178,6 +180,7 @@ impl Cells {
             compile::CellKind::Debt => CellKind::Debt,
             compile::CellKind::Flow => CellKind::Flow,
             compile::CellKind::Window => CellKind::Window,
+            compile::CellKind::Lease => CellKind::Lease,
         };
         if let Some(entry) = self.entries.get_mut(&identity) {
             entry.kept_until_ns = None;
@@ -354,6 +357,13 @@ impl Cells {
                 let now_s = clock.realtime_ns() / 1_000_000_000;
                 let count = Window::at(now_s, period_s.max(1)).count(word);
                 view.tokens = Some(limit.saturating_sub(count));
+            }
+            CellKind::Lease => {
+                let Params { cost: period_s, burst: limit, .. } = entry.record.params;
+                let window = clock.realtime_ns() / 1_000_000_000 / period_s.max(1);
+                let lease = maps.lease(entry.index)?;
+                let [window, limit] = [window, limit].map(|number| u32::try_from(number).ok());
+                view.tokens = Some(lease::Cell(lease.words()).remaining(window?, limit?).into());
             }
             CellKind::Load => {
                 let load = load::read(word, now_ns);

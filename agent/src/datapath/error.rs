@@ -69,6 +69,12 @@ pub enum DatapathError {
         /// Why.
         source: io::Error,
     },
+    /// A packet could not be sent once more.
+    #[error("cannot send a SYN that waited for a quota of the fleet once more")]
+    Injection {
+        /// Why.
+        source: io::Error,
+    },
     /// A table is full.
     #[error("no room for more {what}: {limit} is the most that one node can have")]
     Full {

@@ -6,6 +6,7 @@ use std::{
     mem::offset_of,
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
+    ptr::NonNull,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -21,6 +22,7 @@ use weir_common::{
         Block, CellLine, Config, Counts, FLOW_LINES, HOOKS, Hook, Local, MAX_BREAKERS, MAX_CELLS,
         MAX_LOADS, PENDING_LINES, Record, SOURCE_LINES, Slot, TRACK_LINES, Tally, Volume, Workload,
     },
+    lease,
     nh::Secret,
     source,
     track::{self, Phase},
@@ -29,10 +31,13 @@ use weir_common::{
 };
 
 use super::error::DatapathError;
-use crate::{clock::Clock, quota};
+use crate::{
+    clock::Clock,
+    quota::{self, store::Words},
+};
 
 /// All pinned maps.
-pub(super) const NAMES: [&str; 20] = [
+pub(super) const NAMES: [&str; 21] = [
     "CONFIG",
     "CELLS",
     "RECORDS",
@@ -53,12 +58,14 @@ pub(super) const NAMES: [&str; 20] = [
     "FLOWS",
     "VOLUMES",
     "EVENTS",
+    "HANDUPS",
 ];
 
 /// Words of [`Config`] that change while programs read it.
 const HEARTBEAT_WORD: usize = offset_of!(Config, heartbeat_ns) / 8;
 const CLOCK_OFFSET_WORD: usize = offset_of!(Config, clock_offset_ns) / 8;
 const TRACKED_WORD: usize = offset_of!(Config, tracked) / 8;
+const STORE_AWAY_WORD: usize = offset_of!(Config, store_away) / 8;
 
 /// Words of a [`CellLine`].
 const CELL_WORDS: usize = size_of::<CellLine>() / size_of::<u64>();
@@ -118,7 +125,7 @@ impl Mapped {
 
 /// The maps that may be read at any time, and the words that are changed in place.
 pub struct Maps {
-    config: Mapped,
+    config: Arc<Mapped>,
     cells: Arc<Mapped>,
     sources: Mapped,
     pending: Mapped,
@@ -128,11 +135,31 @@ pub struct Maps {
     tallies: PerCpuArray<MapData, Tally>,
 }
 
-/// A cell's word, for those who spend from it outside the kernel.
+/// A word that others than the owner of the data plane use: a cell's, to spend from it.
 #[derive(Clone, Debug)]
 pub struct SharedCell {
     cells: Arc<Mapped>,
     word: usize,
+}
+
+/// A lease's words, for those who fill it and spend from it outside the kernel.
+#[derive(Debug)]
+pub struct SharedLease {
+    words: NonNull<[AtomicU64; lease::WORDS]>,
+    /// Where they lie.
+    _cells: Arc<Mapped>,
+}
+
+// SAFETY: the words are atomics of a mapping that lives as long as this.
+unsafe impl Send for SharedLease {}
+// SAFETY: as above.
+unsafe impl Sync for SharedLease {}
+
+impl Words for SharedLease {
+    fn words(&self) -> &[AtomicU64; lease::WORDS] {
+        // SAFETY: within the mapping, which lives as long as `self`; a cell is a cache line, aligned.
+        unsafe { self.words.as_ref() }
+    }
 }
 
 impl quota::shared::Cell for SharedCell {
@@ -301,7 +328,11 @@ pub type TallyView = Vec<(Verdict, Reason, u64)>;
 impl Maps {
     pub(super) fn open(directory: &Path) -> Result<Self, DatapathError> {
         Ok(Self {
-            config: Mapped::open(directory, "CONFIG", size_of::<Config>() / size_of::<u64>())?,
+            config: Arc::new(Mapped::open(
+                directory,
+                "CONFIG",
+                size_of::<Config>() / size_of::<u64>(),
+            )?),
             cells: Arc::new(Mapped::open(directory, "CELLS", MAX_CELLS as usize * CELL_WORDS)?),
             sources: Mapped::open(directory, "SOURCES", SOURCE_LINES as usize * way::LINE)?,
             pending: Mapped::open(directory, "PENDING", PENDING_LINES as usize * way::LINE)?,
@@ -377,6 +408,20 @@ impl Maps {
     /// The first word of a cell, for as long as somebody needs it.
     pub(super) fn shared_cell(&self, index: u32) -> SharedCell {
         SharedCell { cells: Arc::clone(&self.cells), word: index as usize * CELL_WORDS }
+    }
+
+    /// The words of a lease, for as long as somebody needs them.
+    pub(super) fn lease(&self, index: u32) -> Option<SharedLease> {
+        let first = index as usize * CELL_WORDS;
+        // The last one's being there says that all are.
+        self.cells.word(first + CELL_WORDS - 1)?;
+        let words = NonNull::from(self.cells.word(first)?).cast();
+        Some(SharedLease { words, _cells: Arc::clone(&self.cells) })
+    }
+
+    /// The word that says whether the fleet's store does not answer.
+    pub(super) fn store_away(&self) -> SharedCell {
+        SharedCell { cells: Arc::clone(&self.config), word: STORE_AWAY_WORD }
     }
 
     /// What happened at a cell.

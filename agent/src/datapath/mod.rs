@@ -10,6 +10,7 @@ mod cells;
 mod connect;
 mod error;
 mod events;
+mod inject;
 mod layouts;
 mod maps;
 mod object;
@@ -36,8 +37,9 @@ pub use self::{
     cells::{CellView, LoadView},
     connect::Caller,
     error::DatapathError,
-    events::Events,
-    maps::{CellCounts, Maps, SharedCell, TallyView, VolumeCounts},
+    events::{Events, Handups},
+    inject::{Door, Injector},
+    maps::{CellCounts, Maps, SharedCell, SharedLease, TallyView, VolumeCounts},
     publish::Rules,
     queue::{Pace, Pacing, Shapers},
     recount::{Counter, Recount},
@@ -224,6 +226,28 @@ impl Datapath {
         self.cells.index(limit).map(|index| self.maps.shared_cell(index))
     }
 
+    /// The words of a limit's lease, to be filled and spent from.
+    pub fn shared_lease(&self, limit: Identity) -> Option<SharedLease> {
+        self.cells.index(limit).and_then(|index| self.maps.lease(index))
+    }
+
+    /// The word that tells the kernel whether the fleet's store does not answer.
+    pub fn store_away(&self) -> SharedCell {
+        self.maps.store_away()
+    }
+
+    /// Where the packets of workloads are judged, by the workload's slot.
+    pub fn doors(&self) -> impl Iterator<Item = (u32, Door)> {
+        self.links
+            .doors()
+            .filter_map(|(workload, door)| Some((self.publisher.slot(workload)?, door)))
+    }
+
+    /// The number of a limit's cell.
+    pub fn cell_of(&self, limit: Identity) -> Option<u32> {
+        self.cells.index(limit)
+    }
+
     /// The limit that a cell's number stands for.
     pub fn limit_of_cell(&self, cell: u32) -> Option<Identity> {
         self.cells.identity(cell)
@@ -232,6 +256,16 @@ impl Datapath {
     /// The stream of events.
     pub fn events(&self) -> Result<Events, DatapathError> {
         Events::open(&self.directory)
+    }
+
+    /// What the kernel asks about leases.
+    pub fn handups(&self) -> Result<Handups, DatapathError> {
+        Handups::open(&self.directory)
+    }
+
+    /// What sends packets once more.
+    pub fn injector(&self) -> Result<Injector, DatapathError> {
+        Injector::load(&self.directory)
     }
 
     /// Removes every program, pin and map below `root`, of every layout. Whoever runs there loses

@@ -32,7 +32,7 @@ pub(super) struct Variant {
 }
 
 /// The plain variant: every program of it loads on every supported kernel.
-const PLAIN: Variant = Variant { slot: None, ethernet: true };
+pub(super) const PLAIN: Variant = Variant { slot: None, ethernet: true };
 
 /// The loaded variants.
 pub(super) struct Programs {
@@ -143,7 +143,11 @@ macro_rules! load {
 
 load!(CgroupSockAddr, SchedClassifier, Xdp);
 
-fn load(directory: &Path, variant: Variant, log_level: u8) -> Result<Ebpf, DatapathError> {
+pub(super) fn load(
+    directory: &Path,
+    variant: Variant,
+    log_level: u8,
+) -> Result<Ebpf, DatapathError> {
     let slot = variant.slot.unwrap_or(0);
     let link_header: u32 = if variant.ethernet { 14 } else { 0 };
     let mut loader = EbpfLoader::new();

@@ -4,12 +4,12 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
 };
 
 use super::{leaser::Line, node::QuotaId, terms::Terms};
-use crate::quota::identity::Identity;
+use crate::quota::{identity::Identity, store::Question};
 
 const SHARDS: usize = 64;
 const NO_ID: u32 = u32::MAX;
@@ -22,19 +22,16 @@ pub(super) struct Quota {
     pub(super) name: Name,
     pub(super) terms: Arc<Terms>,
     pub(super) line: Arc<Line>,
-    /// The driver was told that the lease runs low, and has not answered yet.
-    pub(super) is_poked: AtomicBool,
     used_ns: AtomicU64,
     id: AtomicU32,
 }
 
 impl Quota {
-    pub(super) fn new(name: Name, terms: Terms, now_ns: u64) -> Self {
+    pub(super) fn new(name: Name, terms: Terms, line: Line, now_ns: u64) -> Self {
         Self {
             name,
             terms: Arc::new(terms),
-            line: Arc::default(),
-            is_poked: AtomicBool::new(false),
+            line: Arc::new(line),
             used_ns: AtomicU64::new(now_ns),
             id: AtomicU32::new(NO_ID),
         }
@@ -70,6 +67,17 @@ pub(super) struct Name {
     pub(super) on_failure: super::terms::OnStoreFailure,
 }
 
+impl Name {
+    pub(super) const fn of(question: &Question) -> Self {
+        Self {
+            identity: question.identity,
+            limit: question.meter.requests,
+            consistency: question.consistency,
+            on_failure: question.on_store_failure,
+        }
+    }
+}
+
 type Shard = HashMap<Name, Arc<Quota>>;
 
 /// The directory. Reading takes a shard's lock for a look; only a new quota writes.
@@ -93,6 +101,12 @@ impl Directory {
     pub(super) fn get_or(&self, name: Name, make: impl FnOnce() -> Quota) -> Arc<Quota> {
         let mut shard = self.shard(&name).write().unwrap_or_else(PoisonError::into_inner);
         shard.entry(name).or_insert_with(|| Arc::new(make())).clone()
+    }
+
+    /// Puts a quota in the place of one of its name.
+    pub(super) fn replace(&self, quota: Arc<Quota>) -> Option<Arc<Quota>> {
+        let mut shard = self.shard(&quota.name).write().unwrap_or_else(PoisonError::into_inner);
+        shard.insert(quota.name, quota)
     }
 
     pub(super) fn remove(&self, name: &Name) {

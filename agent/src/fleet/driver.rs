@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -32,7 +32,7 @@ use super::{
     survey::Survey,
     terms::Moment,
 };
-use crate::clock::Clock;
+use crate::{clock::Clock, quota::shared::Cell};
 
 /// From a decoded request to its verdict.
 pub(super) const PATIENCE: Duration = Duration::from_millis(5);
@@ -52,6 +52,8 @@ pub(super) enum Message {
     Missed(Arc<Quota>),
     /// Ask the store for this one decision.
     Strict { request: Request, done: oneshot::Sender<Option<u64>> },
+    /// Let the first of these go, and keep leases of the others ahead, and say when that is done.
+    Hold { release: Vec<Arc<Quota>>, hold: Vec<Arc<Quota>>, done: oneshot::Sender<()> },
     /// Do this, whatever comes of it.
     Tell(Request),
     /// Who else is there, and what is spent together with them?
@@ -76,6 +78,8 @@ pub enum Health {
 #[derive(Debug)]
 pub(super) struct Board {
     health: AtomicU8,
+    /// Told whether the store does not answer.
+    away: Mutex<Option<Arc<dyn Cell>>>,
     pub(super) commands: AtomicU64,
     pub(super) batches: AtomicU64,
     pub(super) failures: AtomicU64,
@@ -97,6 +101,7 @@ impl Board {
     pub(super) fn new() -> Self {
         Self {
             health: AtomicU8::new(Health::Down as u8),
+            away: Mutex::default(),
             commands: AtomicU64::new(0),
             batches: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -113,7 +118,23 @@ impl Board {
     }
 
     fn set_health(&self, health: Health) {
+        let away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
         self.health.store(health as u8, Relaxed);
+        Self::tell(away.as_deref(), health);
+    }
+
+    /// From here on the kernel is told, too.
+    pub(super) fn tell_the_kernel(&self, away: Arc<dyn Cell>) {
+        let mut told = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::tell(Some(&*away), self.health());
+        *told = Some(away);
+    }
+
+    fn tell(away: Option<&dyn Cell>, health: Health) {
+        if let Some(word) = away.and_then(Cell::word) {
+            // A SYN can wait for a store that is late.
+            word.store(u64::from(health == Health::Down), Relaxed);
+        }
     }
 }
 
@@ -268,6 +289,16 @@ impl Running {
             // Who asked hears of it by the sender's end.
             Message::Strict { .. } | Message::Tell(_) if self.link.is_none() => {}
             Message::Strict { request, done } => self.outbox.push((Purpose::Strict(done), request)),
+            Message::Hold { release, hold, done } => {
+                let now = self.now();
+                release.iter().filter_map(|quota| quota.id()).for_each(|id| self.let_go(id, now));
+                for quota in &hold {
+                    let id = self.id(quota);
+                    self.node.low(id, now);
+                }
+                // Who gave up is not there any more.
+                let _ = done.send(());
+            }
             Message::Tell(request) => self.outbox.push((Purpose::Tell, request)),
             Message::Survey(done) => self.survey(done),
             Message::Stop(stopped) => return Some(stopped),
@@ -303,7 +334,7 @@ impl Running {
     fn unpoke(&self, id: QuotaId) {
         let asking = self.node.get(id).is_some_and(Leaser::is_asking);
         if let Some(quota) = self.quotas.get(&id).filter(|_| !asking) {
-            quota.is_poked.store(false, Relaxed);
+            quota.line.cell().unpoke();
         }
     }
 
@@ -543,27 +574,38 @@ impl Running {
             .filter(|(id, quota)| {
                 let most = IDLE_NS.max(quota.terms.unit_ns().saturating_mul(3).min(10 * IDLE_NS));
                 now.mono_ns.saturating_sub(quota.used_ns()) > most
+                    && !quota.line.is_held()
                     && !self.waiting.contains_key(id)
                     && !self.node.get(**id).is_some_and(Leaser::is_asking)
             })
             .map(|(id, _)| *id)
             .collect();
         for id in idle {
-            let Some(quota) = self.quotas.remove(&id) else { continue };
-            self.driver.directory.remove(&quota.name);
-            if let Some(leaser) = self.node.get(id) {
-                let tally = leaser.tally();
-                self.past.stranded += tally.stranded;
-                self.past.overshoot += tally.overshoot;
-                self.past.assumed += tally.assumed;
+            if let Some(quota) = self.quotas.get(&id) {
+                self.driver.directory.remove(&quota.name);
             }
-            quota.set_id(None);
-            let terms = quota.terms.clone();
-            self.node.remove(id, now);
-            // Its commands name a quota that is gone.
-            for (_, command) in self.node.commands() {
-                self.outbox.push((Purpose::Tell, command.request(&terms, "", 0)));
-            }
+            self.let_go(id, now);
+        }
+    }
+
+    /// Gives back what was leased of a quota, and forgets it.
+    fn let_go(&mut self, id: QuotaId, now: Moment) {
+        let Some(quota) = self.quotas.remove(&id) else { return };
+        // Commands that came up before are others'.
+        self.send();
+        if let Some(leaser) = self.node.get(id) {
+            let tally = leaser.tally();
+            self.past.stranded += tally.stranded;
+            self.past.overshoot += tally.overshoot;
+            self.past.assumed += tally.assumed;
+        }
+        quota.set_id(None);
+        self.waiting.remove(&id);
+        let terms = quota.terms.clone();
+        self.node.remove(id, now);
+        // Its commands name a quota that is gone.
+        for (_, command) in self.node.commands() {
+            self.outbox.push((Purpose::Tell, command.request(&terms, "", 0)));
         }
     }
 

@@ -10,16 +10,21 @@
 //! nothing is leased ahead: the store is asked when somebody asks.
 //!
 //! **When.** Below a mark that covers two round trips at the present rate the next slice is asked for.
-//! A quota that is in use gets a slice of the next window shortly before it begins.
+//! A quota that is in use gets a slice of the next window shortly before it begins. One that the kernel
+//! spends from is always in use: connections come without a word, and should not wait for the store.
 
 use std::sync::{Arc, atomic::AtomicU64};
 
-use weir_common::lease::{Cell, UNLIMITED, WORDS, Window, grant};
+use weir_common::{
+    lease::{Cell, UNLIMITED, WORDS, Window, grant},
+    way,
+};
 
 use super::{
     store::{Reply, Request, SPENDS_FOR},
     terms::{Moment, OnStoreFailure, Terms},
 };
+use crate::quota::store::Words;
 
 const MS: u64 = 1_000_000;
 const SECOND_NS: u64 = 1_000 * MS;
@@ -33,15 +38,46 @@ const SLACK_S: u32 = 10;
 /// Shortest time over which a rate is measured.
 const RATE_NS: u64 = 100 * MS;
 
-/// The words of a quota, on a cache line of their own.
+/// The words of a quota.
+#[derive(Debug)]
+pub enum Line {
+    /// On a cache line of their own.
+    Own(Own),
+    /// Where the kernel spends from them, too.
+    Held(Arc<dyn Words>),
+}
+
+/// Words that only this process knows.
 #[repr(align(64))]
 #[derive(Debug, Default)]
-pub struct Line([AtomicU64; WORDS]);
+pub struct Own([AtomicU64; WORDS]);
+
+impl Default for Line {
+    fn default() -> Self {
+        Self::Own(Own::default())
+    }
+}
 
 impl Line {
     /// The words, with what they mean.
-    pub fn cell(&self) -> Cell<'_, AtomicU64> {
-        Cell(&self.0)
+    pub const fn cell(&self) -> Cell<'_, Self> {
+        Cell(self)
+    }
+
+    /// Whether the kernel spends from them, too.
+    pub const fn is_held(&self) -> bool {
+        matches!(self, Self::Held(_))
+    }
+}
+
+impl way::Line for Line {
+    type Word<'line> = &'line AtomicU64;
+
+    fn word(&self, index: usize) -> &AtomicU64 {
+        match self {
+            Self::Own(Own(words)) => &words[index],
+            Self::Held(held) => &held.words()[index],
+        }
     }
 }
 
@@ -442,7 +478,8 @@ impl Leaser {
         let most = if limit / HELD < spenders { 1 } else { held / HELD };
         let horizon_s = (f64::from(self.terms.unit_s) / 8.0).min(1.0);
         // One of many that are rarely asked keeps nothing from the others.
-        ((self.rate.per_s * horizon_s).round() as u32).min(most)
+        let wanted = (self.rate.per_s * horizon_s).round() as u32;
+        wanted.max(u32::from(self.line.is_held())).min(most)
     }
 
     fn settle(&mut self, window: Window, out: &mut Vec<Command>) {
@@ -475,7 +512,7 @@ impl Leaser {
         let wants = self.waiting > 0
             || (left <= covered.min(target / 2)
                 && self.is_in_use(context.now.mono_ns)
-                && cell.granted(window) > 0);
+                && (self.line.is_held() || cell.granted(window) > 0));
         if self.book(window).in_flight > 0 || !wants {
             return;
         }
@@ -503,7 +540,8 @@ impl Leaser {
         let rest_ns = self.terms.rest_ns(context.now.wall_ns);
         let expected = self.rate.per_s * self.head_ns as f64 / SECOND_NS as f64;
         let next = window.saturating_add(1);
-        if rest_ns > self.head_ns || target == 0 || expected < 0.5 || !self.in_use_lately(context) {
+        let is_expected = self.line.is_held() || expected >= 0.5;
+        if rest_ns > self.head_ns || target == 0 || !is_expected || !self.in_use_lately(context) {
             return;
         }
         self.turn(next);
@@ -526,7 +564,7 @@ impl Leaser {
         let now_ns = context.now.mono_ns;
         // A key that is seen once needs no share.
         if self.share.in_flight
-            || self.asked < 2
+            || self.asked < 2 && !self.line.is_held()
             || now_ns < self.share.due_ns
             || !self.in_use_lately(context)
         {
@@ -564,11 +602,11 @@ impl Leaser {
     }
 
     fn is_in_use(&self, now_ns: u64) -> bool {
-        now_ns.saturating_sub(self.spent_at_ns) <= self.idle_ns()
+        self.line.is_held() || now_ns.saturating_sub(self.spent_at_ns) <= self.idle_ns()
     }
 
     fn in_use_lately(&self, context: Context) -> bool {
-        self.spent_at_ns > 0 && self.is_in_use(context.now.mono_ns)
+        self.line.is_held() || self.spent_at_ns > 0 && self.is_in_use(context.now.mono_ns)
     }
 
     fn next_due(&self, window: Window, target: u32, context: Context) -> Option<u64> {

@@ -76,7 +76,10 @@ impl Node {
             if let Some(due_ns) = leaser.due_ns() {
                 self.timers.remove(&(due_ns, id));
             }
-            self.free.push(id);
+            // An answer that is still to come must not reach another quota.
+            if !leaser.is_asking() {
+                self.free.push(id);
+            }
         }
     }
 
@@ -150,9 +153,12 @@ impl Node {
         self.round_trip_ns = self.round_trip_ns - self.round_trip_ns / 8 + round_trip_ns / 8;
     }
 
-    /// Gives everything back: the node stops.
+    /// Gives back what nobody spends any more: the node stops, and the kernel goes on.
     pub fn drain(&mut self, now: Moment) {
         for id in 0..u32::try_from(self.leasers.len()).unwrap_or(u32::MAX) {
+            if self.get(id).is_some_and(|leaser| leaser.line().is_held()) {
+                continue;
+            }
             self.step(id, now, |leaser, context, out| leaser.drain(context, out));
         }
     }

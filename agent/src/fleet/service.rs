@@ -2,8 +2,9 @@
 //! and in either case within five milliseconds.
 
 use std::{
-    io,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    collections::HashMap,
+    io, mem, ptr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     thread,
     time::Duration,
 };
@@ -18,6 +19,7 @@ use weir_common::lease;
 use super::{
     directory::{Directory, Name, Quota},
     driver::{Board, Driver, Health, Message, PATIENCE, Who},
+    leaser::Line,
     store::{Request, redis::RedisSettings},
     survey::Survey,
     terms::{Consistency, OnStoreFailure, Terms},
@@ -26,8 +28,10 @@ use crate::{
     clock::Clock,
     quota::{
         Now,
-        engine::{Engine, Hits, Meter, Taken},
-        store::{Ask, Asking, NoAnswer, Question, Store},
+        engine::{Engine, Hits, Taken},
+        identity::Identity,
+        shared::Cell,
+        store::{Ask, Asking, Held, NoAnswer, Question, Store, Wanted},
     },
 };
 
@@ -76,6 +80,8 @@ pub struct Fleet {
 #[derive(Debug)]
 struct Shared {
     directory: Arc<Directory>,
+    /// Those whose leases the kernel spends from, too.
+    held: Mutex<HashMap<Identity, Arc<Quota>>>,
     board: Arc<Board>,
     messages: mpsc::Sender<Message>,
     key_prefix: String,
@@ -131,6 +137,7 @@ impl Fleet {
             .spawn(move || runtime.block_on(driver.run(receiver)))?;
         let shared = Shared {
             directory,
+            held: Mutex::default(),
             board,
             messages,
             key_prefix: settings.key_prefix,
@@ -205,6 +212,75 @@ impl Store for Fleet {
                 .await
         })
     }
+
+    fn hold(&self, held: Vec<Held>, away: Arc<dyn Cell>, now: Now) {
+        self.shared.board.tell_the_kernel(away);
+        self.shared.hold(held, now);
+    }
+
+    fn want(&self, identity: Identity) -> Wanted {
+        let quota = self.shared.held().get(&identity).cloned();
+        let (done, answered) = oneshot::channel();
+        if let Some(quota) = quota {
+            // Who is not heard does not wait either.
+            let _ = self.shared.messages.try_send(Message::Wanted { quota, hits: 1, done });
+        }
+        Box::pin(async move {
+            // An end without a word is an end too.
+            let _ = answered.await;
+        })
+    }
+
+    fn low(&self, identity: Identity) {
+        let quota = self.shared.held().get(&identity).cloned();
+        if let Some(quota) = quota {
+            self.shared.poke(&quota, Message::Low(quota.clone()));
+        }
+    }
+}
+
+/// Which quotas' leases the kernel spends from, too, and what that makes others do.
+impl Shared {
+    fn held(&self) -> MutexGuard<'_, HashMap<Identity, Arc<Quota>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hold(&self, held: Vec<Held>, now: Now) {
+        let mut before = mem::take(&mut *self.held());
+        let mut after = HashMap::new();
+        let mut fresh = Vec::new();
+        let mut release = Vec::new();
+        for Held { question, words } in held {
+            let name = Name::of(&question);
+            let is_there = |quota: &Arc<Quota>| {
+                quota.name == name
+                    && matches!(&*quota.line, Line::Held(there) if ptr::eq(there.words(), words.words()))
+            };
+            let quota = match before.remove(&question.identity).filter(is_there) {
+                Some(quota) => quota,
+                None => {
+                    let terms = self.terms(&question);
+                    let quota = Quota::new(name, terms, Line::Held(words), now.monotonic_ns);
+                    let quota = Arc::new(quota);
+                    release.extend(self.directory.replace(quota.clone()));
+                    fresh.push(quota.clone());
+                    quota
+                }
+            };
+            after.insert(question.identity, quota);
+        }
+        for quota in before.into_values() {
+            self.directory.remove(&quota.name);
+            release.push(quota);
+        }
+        *self.held() = after;
+        let (done, settled) = oneshot::channel();
+        let message = Message::Hold { release, hold: fresh, done };
+        if self.messages.blocking_send(message).is_ok() {
+            // An end without a word is an end too.
+            let _ = settled.blocking_recv();
+        }
+    }
 }
 
 impl Shared {
@@ -218,7 +294,7 @@ impl Shared {
         let window = terms.window(now.realtime_ns);
         match quota.line.cell().take(window, terms.limit, hits) {
             lease::Taken::Admitted { low, .. } => {
-                if low && !quota.is_poked.swap(true, Relaxed) {
+                if low && quota.line.cell().poke() {
                     self.poke(quota, Message::Low(quota.clone()));
                 }
                 Some(admitted(quota, hits, now))
@@ -227,7 +303,7 @@ impl Shared {
             lease::Taken::Short | lease::Taken::Contended => {
                 (self.board.health() != Health::Up).then(|| {
                     // It may answer late: then the next has a lease.
-                    if !quota.is_poked.swap(true, Relaxed) {
+                    if quota.line.cell().poke() {
                         self.poke(quota, Message::Missed(quota.clone()));
                     }
                     without_the_store(quota, hits, now)
@@ -238,7 +314,7 @@ impl Shared {
 
     fn poke(&self, quota: &Quota, message: Message) {
         if self.messages.try_send(message).is_err() {
-            quota.is_poked.store(false, Relaxed);
+            quota.line.cell().unpoke();
         }
     }
 
@@ -248,27 +324,14 @@ impl Shared {
         now: Now,
         until: Instant,
     ) -> Result<Taken, NoAnswer> {
-        let Meter { requests, period_s, engine } = question.meter;
-        if engine != Engine::Fixed {
+        if question.meter.engine != Engine::Fixed {
             return Err(NoAnswer(
                 "a quota of the fleet counts in fixed windows, and this one does not".to_owned(),
             ));
         }
-        let name = Name {
-            identity: question.identity,
-            limit: requests,
-            consistency: question.consistency,
-            on_failure: question.on_store_failure,
-        };
+        let name = Name::of(&question);
         let quota = self.directory.get_or(name, || {
-            let terms = Terms {
-                stem: format!("{}{}", self.key_prefix, question.prefix),
-                limit: requests,
-                unit_s: period_s,
-                consistency: question.consistency,
-                on_failure: question.on_store_failure,
-            };
-            Quota::new(name, terms, now.monotonic_ns)
+            Quota::new(name, self.terms(&question), Line::default(), now.monotonic_ns)
         });
         match question.hits {
             Hits::GiveBack(hits) => Ok(self.give_back(&quota, hits, now)),
@@ -276,6 +339,16 @@ impl Shared {
                 Ok(self.strictly(&quota, hits, now, until).await)
             }
             Hits::Add(hits) => Ok(self.lease(&quota, hits, now, until).await),
+        }
+    }
+
+    fn terms(&self, question: &Question) -> Terms {
+        Terms {
+            stem: format!("{}{}", self.key_prefix, question.prefix),
+            limit: question.meter.requests,
+            unit_s: question.meter.period_s,
+            consistency: question.consistency,
+            on_failure: question.on_store_failure,
         }
     }
 

@@ -135,7 +135,8 @@ const fn kind(reason: Reason) -> Kind {
         Reason::ResetLimited
         | Reason::NotRemembered
         | Reason::RewriteFailed
-        | Reason::HandshakeDisplaced => Kind::Fault,
+        | Reason::HandshakeDisplaced
+        | Reason::QuotaAsked => Kind::Fault,
         Reason::EventLost => Kind::LostEvent,
         Reason::BreakerTripped
         | Reason::BreakerReopened

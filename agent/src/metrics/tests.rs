@@ -232,7 +232,8 @@ fn each_reason_is_counted_once_and_what_is_no_decision_apart() {
             Reason::ResetLimited
             | Reason::NotRemembered
             | Reason::RewriteFailed
-            | Reason::HandshakeDisplaced => "weir_faults_total",
+            | Reason::HandshakeDisplaced
+            | Reason::QuotaAsked => "weir_faults_total",
             _ => "weir_decisions_total",
         };
         let labels = [place[0], place[1], ("reason", reason.name())];
@@ -240,7 +241,7 @@ fn each_reason_is_counted_once_and_what_is_no_decision_apart() {
     }
     let faults = families["weir_faults"].samples.len();
     let decisions = families["weir_decisions"].samples.len();
-    assert_eq!((faults, decisions), (4 * 4, (Reason::ALL.len() - 9) * 4));
+    assert_eq!((faults, decisions), (5 * 4, (Reason::ALL.len() - 10) * 4));
     // At all four places together.
     let lost = 4.0 * (100.0 + f64::from(Reason::EventLost as u8));
     assert_eq!(value(&families, "weir_events_lost_total", &[("workload", "web")]), lost);

@@ -644,6 +644,14 @@ impl store::Store for Far {
             questions.into_iter().map(answer).collect()
         })
     }
+
+    fn hold(&self, _: Vec<store::Held>, _: std::sync::Arc<dyn shared::Cell>, _: Now) {}
+
+    fn want(&self, _: identity::Identity) -> store::Wanted {
+        Box::pin(async {})
+    }
+
+    fn low(&self, _: identity::Identity) {}
 }
 
 fn taken(over: bool) -> engine::Taken {

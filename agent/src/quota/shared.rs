@@ -15,8 +15,9 @@ use super::{
     caller::Caller,
     engine::{Engine, Hits, Kind, Meter, Step, Taken},
     identity::Identity,
-    model::Scope,
+    model::{Consistency, Scope},
     rules::Entry,
+    store::{Ask, Held, Question, Store},
 };
 
 /// Where a count lies that others change, too.
@@ -35,6 +36,8 @@ pub struct Named {
     pub text: Vec<String>,
     /// Its limit.
     pub meter: Meter,
+    /// What the store is asked, if it counts for the whole fleet.
+    pub leased: Option<Question>,
 }
 
 /// Why a descriptor cannot be spent by connections.
@@ -56,8 +59,14 @@ pub enum NotNamed {
     #[error("it has several limits, and connections can spend from one")]
     SeveralLimits,
     /// It counts where the kernel does not.
-    #[error("connections can spend from quotas of scope `node`")]
+    #[error("connections can spend from quotas of scope `node` or `fleet`")]
     Scope,
+    /// Nothing is leased of it.
+    #[error("connections can spend from what is leased, and its consistency is `strict`")]
+    Strict,
+    /// Over the fleet, the kernel counts in windows.
+    #[error("connections can spend from fixed windows of the fleet, not from buckets")]
+    FleetBucket,
     /// The kernel does not count so.
     #[error("connections can spend from fixed windows and buckets, not from sliding windows")]
     Sliding,
@@ -127,18 +136,41 @@ impl Quotas {
             [meter] => *meter,
             _ => return Err(NotNamed::SeveralLimits),
         };
-        if rule.scope != Scope::Node {
-            return Err(NotNamed::Scope);
-        }
         if meter.engine == Engine::Sliding {
             return Err(NotNamed::Sliding);
         }
         let name = self.name_of(rules, domain, rule, &path, &entries, &Caller::default());
+        let identity = name.of_kind(meter.kind());
+        let leased = match rule.scope {
+            Scope::Node => None,
+            Scope::Workload => return Err(NotNamed::Scope),
+            Scope::Fleet if rule.consistency == Consistency::Strict => {
+                return Err(NotNamed::Strict);
+            }
+            Scope::Fleet if meter.engine != Engine::Fixed => return Err(NotNamed::FleetBucket),
+            Scope::Fleet => {
+                let (domain, hits) = (&*domain.name, Hits::Add(1));
+                let (entries, path) = (&entries, &path);
+                Some(Ask { identity, meter, rule, hits, rules, domain, entries, path }.question())
+            }
+        };
         let mut text = vec![domain.name.to_string()];
         for (index, entry) in entries.iter().enumerate() {
             text.extend([entry.key.clone(), rules.counted_value(&path, index, entry).to_owned()]);
         }
-        Ok(Named { identity: name.of_kind(meter.kind()), text, meter })
+        Ok(Named { identity, text, meter, leased })
+    }
+
+    /// From here on the leases of these quotas of the fleet, and of no others, lie in these words.
+    pub fn hold(&self, held: Vec<Held>, away: Arc<dyn Cell>, now: Now) {
+        if let Some(store) = self.store.get() {
+            store.hold(held, away, now);
+        }
+    }
+
+    /// Who keeps leases, if anybody does.
+    pub fn store(&self) -> Option<&Arc<dyn Store>> {
+        self.store.get()
     }
 
     /// From here on these counts, and no others, lie in these cells. What was counted elsewhere so far

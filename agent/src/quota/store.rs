@@ -4,13 +4,21 @@
 //! from a lease, from remembered exhaustion, from the policy for a store that is known to be down.
 //! What it leaves open is asked for in one [`Store::ask`] for the whole request, which may wait.
 
-use std::{fmt::Debug, future::Future, pin::Pin};
+use std::{
+    fmt::Debug,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use weir_common::lease;
 
 use super::{
     Now,
     engine::{Hits, Meter, Taken},
     identity::Identity,
     rules::{Entry, Path, Rule, Rules},
+    shared::Cell,
 };
 
 /// Holds the counts of fleet quotas.
@@ -21,7 +29,38 @@ pub trait Store: Debug + Send + Sync {
 
     /// Decides what was left open, answers in the order of the questions.
     fn ask(&self, questions: Vec<Question>, now: Now) -> Asking;
+
+    /// From here on the leases of these quotas, and of no others, lie in these words, where the kernel
+    /// spends from them, too: they are leased ahead even while nobody spends. Comes back when nobody
+    /// here writes to words that were given up; it may wait for a moment. `away` is told whether the
+    /// store does not answer: 1, or 0.
+    fn hold(&self, held: Vec<Held>, away: Arc<dyn Cell>, now: Now);
+
+    /// Asks for a hit of one of these, and comes back when the words were changed or nothing can be
+    /// asked.
+    fn want(&self, identity: Identity) -> Wanted;
+
+    /// The lease of one of these runs low.
+    fn low(&self, identity: Identity);
 }
+
+/// Where a lease lies that the kernel spends from, too.
+pub trait Words: Send + Sync + Debug {
+    /// The words of a [`lease::Cell`].
+    fn words(&self) -> &[AtomicU64; lease::WORDS];
+}
+
+/// A quota whose lease lies elsewhere.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// What it is.
+    pub question: Question,
+    /// Where its lease lies.
+    pub words: Arc<dyn Words>,
+}
+
+/// The end of waiting.
+pub type Wanted = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Answers that take a while.
 pub type Asking = Pin<Box<dyn Future<Output = Vec<Result<Taken, NoAnswer>>> + Send>>;

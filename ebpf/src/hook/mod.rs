@@ -10,7 +10,7 @@ use crate::parse::ipv6::Chain;
 
 pub use self::{
     call::Call,
-    tc::{Bytes, NEXT, SHOT, Tc, TcHook, parse_whole},
+    tc::{Bytes, NEXT, SHOT, Tc, TcHook, inject, parse_whole},
     xdp::Uplink,
 };
 

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::__sk_buff,
-    helpers::generated::{bpf_redirect, bpf_redirect_peer, bpf_skb_load_bytes},
+    helpers::generated::{bpf_clone_redirect, bpf_redirect, bpf_redirect_peer, bpf_skb_load_bytes},
     programs::TcContext,
 };
 
@@ -86,6 +86,16 @@ impl TcHook {
             Self::OwnIngress => unsafe { bpf_redirect(ifindex, 0) },
         };
         code as i32
+    }
+}
+
+/// Sends a copy of a packet to where its control block says; what the helper returned.
+#[inline(always)]
+pub fn inject(skb: *mut __sk_buff) -> i32 {
+    // SAFETY: the context is valid for the whole run.
+    unsafe {
+        let [ifindex, flags, ..] = (*skb).cb;
+        bpf_clone_redirect(skb, ifindex, flags.into()) as i32
     }
 }
 

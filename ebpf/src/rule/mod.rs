@@ -4,6 +4,7 @@
 //! arguments, rather than again for every rule of a block and every path that leads to it. That is
 //! why they take numbers and find the rule again.
 
+pub mod lease;
 pub mod load;
 mod source;
 
@@ -12,7 +13,8 @@ use weir_common::{
     breaker::Admission,
     gcra::{self, Params, Step, Taken},
     layout::{
-        Direction, MAX_RULES, RULE_QUOTA, RULE_SHADOW, RULE_WINDOW, Rule, RuleKind, Workload,
+        Direction, MAX_RULES, RULE_LEASE, RULE_QUOTA, RULE_SHADOW, RULE_WINDOW, Rule, RuleKind,
+        Workload,
     },
     load::{self as loads, Bounds, Change, Opened},
     source as buckets,
@@ -81,6 +83,7 @@ impl Ruling {
             1 => Reason::SourceCrowded,
             2 => Reason::Contended,
             _ if rule.kind == RuleKind::Breaker as u8 => Reason::BreakerProbing,
+            _ if rule.flags & RULE_LEASE != 0 => Reason::QuotaAsked,
             _ => Reason::MaxHandshakes,
         }
     }
@@ -335,7 +338,8 @@ const TOOK: u64 = 1;
 const CROWDED: u64 = 2;
 /// Too many others changed the bucket at once.
 const CONTENDED: u64 = 4;
-/// Nothing was taken, for the rule's other reason: handshakes, a half-open breaker.
+/// Nothing was taken, for the rule's other reason: handshakes, a half-open breaker, a lease that does
+/// not suffice.
 const OTHERWISE: u64 = CROWDED | CONTENDED;
 /// A breaker admitted; bits 8 to 15 hold its epoch.
 const BREAKER: u64 = 8;
@@ -368,6 +372,9 @@ pub extern "C" fn weir_take(cell: u32, cost: u64, burst: u64, step: u64, now_ns:
 pub extern "C" fn weir_spend(block: u32, how: u32, now_ns: u64) -> u64 {
     let Some(rule) = rule_of(block, how & 0xf) else { return LOOKED };
     let is_shadow = rule.flags & RULE_SHADOW != 0 || how >> 8 >> rule.kind & 1 != 0;
+    if !is_shadow && rule.flags & RULE_LEASE != 0 {
+        return lease::weir_lease(block, how & 0xf, now_ns);
+    }
     if !is_shadow && rule.flags & RULE_WINDOW == 0 {
         return weir_take(rule.cell, rule.cost, rule.burst, rule.step, now_ns);
     }
@@ -393,6 +400,9 @@ fn hit(rule: &Rule, now_ns: u64) -> u64 {
 /// Whether a bucket or a window would certainly deny.
 #[inline(always)]
 fn denies(rule: &Rule, now_ns: u64) -> bool {
+    if rule.flags & RULE_LEASE != 0 {
+        return lease::denies(rule, now_ns);
+    }
     let Some(cell) = maps::cell(rule.cell) else { return false };
     if rule.flags & RULE_WINDOW == 0 {
         return gcra::would_deny(cell.load(), gcra::q8(now_ns), &params(rule));
@@ -496,6 +506,8 @@ pub extern "C" fn weir_give_back_one(
         track::weir_change_source(place, Change::Abandoned as u32, now_ns, now_ns);
     } else if limit.kind == RuleKind::Breaker as u8 {
         breaker::take_back(limit.cell, rule >> 6 & 0xff, 0, now_ns);
+    } else if limit.flags & RULE_LEASE != 0 {
+        lease::weir_unlease(block, rule >> 1 & 0xf, now_ns);
     } else if limit.flags & RULE_WINDOW != 0 {
         weir_unhit(limit.cell, limit.cost, now_ns);
     } else if let Some(cell) = maps::cell(limit.cell) {

@@ -1,12 +1,7 @@
 //! Quotas that a workload names: its connections in the kernel and requests to the agent spend one
 //! budget.
 
-use std::{
-    fs,
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
-    thread,
-};
+use std::{fs, net::SocketAddr, thread};
 
 use weir::{
     lab::{Lab, Namespace},
@@ -14,6 +9,7 @@ use weir::{
 };
 use weir_tests::{
     agent::{Agent, eventually},
+    rls,
     site::{Side, addresses, ask, run, serve},
 };
 
@@ -46,25 +42,7 @@ fn files(lab: &Lab, node_file: &str, requests: u64) -> String {
 
 /// Asks the agent about a descriptor of one entry; whether it is admitted.
 fn is_admitted(agent_in: &Namespace, key: &str, value: &str) -> bool {
-    let body = format!(
-        r#"{{"domain":"shop","descriptors":[{{"entries":[{{"key":"{key}","value":"{value}"}}]}}]}}"#
-    );
-    let post = || {
-        let mut stream = TcpStream::connect(HTTP)?;
-        write!(
-            stream,
-            "POST /json HTTP/1.1\r\nHost: weir\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).map(|_| answer)
-    };
-    let answer = agent_in.run(post).unwrap().unwrap();
-    match answer.split(' ').nth(1) {
-        Some("200") => true,
-        Some("429") => false,
-        _ => panic!("{answer}"),
-    }
+    rls::is_admitted(agent_in, HTTP.parse().unwrap(), (key, value))
 }
 
 fn connections_and_requests_spend_one_budget(lab: &Lab, side: Side) {

@@ -61,6 +61,7 @@ impl Engine {
         let shaped = shapers(&wanted, &asking, &host);
         let uplinks = self.wanted_uplinks(&host, &mut wanted);
         let results = self.datapath.attach(&wanted);
+        self.quotas.leases().know(&self.datapath);
         self.note_attached(&results, &mut missing);
         // What nothing judges must not be judged by a call either.
         callers.retain(|caller| self.calls_are_limited(caller.workload));

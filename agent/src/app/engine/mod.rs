@@ -26,6 +26,7 @@ use tracing::{debug, error, info, warn};
 use self::{evidence::Evidence, pods::Pods, quotas::Spent, trials::OnTrial};
 use super::{
     history::History,
+    leases::Leases,
     memory::{self, Keeper, Memory},
     observe::Observer,
     view,
@@ -383,6 +384,11 @@ impl Engine {
     /// How rate limit requests are to be answered, if at all.
     pub fn rls(&self) -> Option<rls::Settings> {
         self.file.rls.clone()
+    }
+
+    /// What the kernel asks about, for whoever answers.
+    pub fn leases(&self) -> Arc<Leases> {
+        Arc::clone(self.quotas.leases())
     }
 
     /// What is due every second.

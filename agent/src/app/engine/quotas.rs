@@ -1,15 +1,20 @@
 //! The quotas that workloads name: their counts lie in cells of the data plane, for as long as somebody
 //! names them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use crate::{
+    app::leases::Leases,
     compile::Identity,
     datapath::Datapath,
     quota::{
         Now, Quotas,
         rules::Rules,
         shared::{Cell, Named},
+        store::Held,
     },
 };
 
@@ -20,12 +25,19 @@ pub(super) struct Spent {
     named: BTreeMap<Identity, Named>,
     /// The rules by which they were found.
     seen: Option<Arc<Rules>>,
+    /// For whoever answers what the kernel asks about leases.
+    leases: Arc<Leases>,
 }
 
 impl Spent {
     /// Those of a service.
     pub(super) fn of(service: Arc<Quotas>) -> Self {
         Self { service: Some(service), ..Self::default() }
+    }
+
+    /// What the kernel asks about, for whoever answers.
+    pub(super) fn leases(&self) -> &Arc<Leases> {
+        &self.leases
     }
 
     /// Where quotas are found.
@@ -74,10 +86,23 @@ impl Spent {
 
     fn share(&self, datapath: &Datapath, now: Now) {
         let Some(service) = &self.service else { return };
-        let cell =
-            |identity| -> Option<Arc<dyn Cell>> { Some(Arc::new(datapath.shared_cell(identity)?)) };
-        let named = self.named.iter();
-        let cells = named.filter_map(|(identity, named)| Some((named.clone(), cell(*identity)?)));
-        service.share(cells.collect(), now);
+        let (mut cells, mut held, mut asked) = (Vec::new(), Vec::new(), HashMap::new());
+        for (identity, named) in &self.named {
+            match &named.leased {
+                None => {
+                    let cell = datapath.shared_cell(*identity);
+                    cells.extend(cell.map(|cell| (named.clone(), Arc::new(cell) as Arc<dyn Cell>)));
+                }
+                Some(question) => {
+                    let Some(lease) = datapath.shared_lease(*identity) else { continue };
+                    let words = Arc::new(lease);
+                    held.push(Held { question: question.clone(), words });
+                    asked.extend(datapath.cell_of(*identity).map(|cell| (cell, named.identity)));
+                }
+            }
+        }
+        service.share(cells, now);
+        service.hold(held, Arc::new(datapath.store_away()), now);
+        self.leases.ask(service.store().map(|store| (Arc::clone(store), asked)));
     }
 }
