@@ -17,6 +17,10 @@ use std::{
 };
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use nix::sys::{
+    socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt},
+    time::TimeSpec,
+};
 use weir::lab::{Host, link_index};
 
 use crate::{
@@ -168,6 +172,46 @@ impl<'a> Wire<'a> {
         };
         let length = usize::try_from(length).ok()?;
         buffer.get(..length).map(<[u8]>::to_vec)
+    }
+}
+
+/// The SYNs that come to a host, stamped by the kernel when they come out of the wire.
+#[derive(Debug)]
+pub struct Arrivals(OwnedFd);
+
+impl Arrivals {
+    /// Begins to listen.
+    pub fn listen(host: &Host) -> io::Result<Self> {
+        let index = link_index(host.namespace(), host.interface()).map_err(io::Error::other)?;
+        let socket = host.namespace().run(|| packet_socket(index)).map_err(io::Error::other)??;
+        setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
+        Ok(Self(socket))
+    }
+
+    /// When those came that nobody has asked for yet, in seconds since 1970.
+    pub fn syns(&self) -> Vec<f64> {
+        let mut stamps = Vec::new();
+        loop {
+            let mut buffer = [0u8; 2048];
+            let mut control = nix::cmsg_space!(TimeSpec);
+            let mut parts = [io::IoSliceMut::new(&mut buffer)];
+            let flags = MsgFlags::MSG_DONTWAIT;
+            let fd = self.0.as_raw_fd();
+            let Ok(message) = recvmsg::<()>(fd, &mut parts, Some(&mut control), flags) else {
+                return stamps;
+            };
+            let stamp = message.cmsgs().expect("read a stamp").find_map(|control| match control {
+                ControlMessageOwned::ScmTimestampns(stamp) => Some(Duration::from(stamp)),
+                _ => None,
+            });
+            let length = message.bytes;
+            let is_syn = SlicedPacket::from_ethernet(&buffer[..length]).is_ok_and(|packet| {
+                matches!(packet.transport, Some(TransportSlice::Tcp(tcp)) if tcp.syn() && !tcp.ack())
+            });
+            if is_syn {
+                stamps.push(stamp.expect("a packet without a stamp").as_secs_f64());
+            }
+        }
     }
 }
 

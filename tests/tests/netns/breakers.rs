@@ -21,7 +21,7 @@ use weir_tests::{
     bpf::{Foreign, Hook, Link, Place},
     open::{Door, abort, connect, connect_at_once, connect_within, is_refused},
     packet::{Packet, flag},
-    raw::{Says, Wire, syn},
+    raw::{Arrivals, Says, Wire, syn},
     site::{
         Side, addresses, ask, ask_in_vain, nft, node_file, policy_lines, run, serve, stack_counter,
     },
@@ -101,6 +101,39 @@ fn a_closed_port_trips_it_and_an_open_one_closes_it(lab: &Lab, side: Side) {
     assert_eq!(changes(&agent, "web", "tc ingress"), [1, 1, 0, 1]);
     assert_eq!(resets_of(web.namespace()), 3);
     assert_eq!(server.accepted(80), 11);
+}
+
+/// By the kernel's own stamps: what reaches the server after the breaker has tripped was on its way past
+/// the breaker before, and there is at most one such packet for each other CPU.
+#[test]
+fn no_syn_passes_after_the_trip() {
+    let lab = lab!();
+    let node = lab.node("node").unwrap();
+    let web = node.pod("web").unwrap();
+    let client = node.client("client").unwrap();
+    let file = Side::Host.node_file(&web, &["breaker.80: errors=25 ejection=60s"]);
+    let agent = Agent::start(&lab, node.namespace(), &file);
+    let arrivals = Arrivals::listen(&web).unwrap();
+    let to = SocketAddr::new(web.ipv4().into(), 80);
+    let refused = |attempts| run(client.namespace(), Plan::to(to).parallel(8).attempts(attempts));
+    assert_eq!(refused(100).stats.codes(), "refused:100");
+    // Before so many others were refused that nobody remembers.
+    let tripped = eventually(
+        "the agent has heard of it",
+        || {
+            let refusals = agent.explain("web").refusals;
+            refusals.iter().find(|it| it.reason == "breaker_tripped").map(|it| it.time)
+        },
+        Option::is_some,
+    );
+    assert_eq!(refused(1000).stats.codes(), "refused:1000");
+    let syns = arrivals.syns();
+    let (before, after): (Vec<f64>, Vec<f64>) =
+        syns.iter().copied().partition(|came| Some(*came) <= tripped);
+    assert!(before.len() >= 25, "{} SYNs, tripped at {tripped:?}: {syns:?}", syns.len());
+    let others = thread::available_parallelism().unwrap().get() - 1;
+    assert!(after.len() <= others, "{after:?} came after {tripped:?}");
+    assert_eq!(resets_of(web.namespace()), syns.len() as u64);
 }
 
 /// Without an answer for `connect-timeout` an attempt has failed. Who comes next notices.
