@@ -9,6 +9,7 @@ mod bytes;
 mod connections;
 mod cpu;
 mod estimate;
+mod fleet;
 mod flood;
 mod frame;
 mod paths;
@@ -52,6 +53,7 @@ struct Effort {
     attempts: usize,
     drops: Duration,
     bytes: bytes::Effort,
+    fleet: fleet::Effort,
 }
 
 const FULL: Effort = Effort {
@@ -67,6 +69,14 @@ const FULL: Effort = Effort {
         warm: Duration::from_millis(1500),
         length: Duration::from_millis(4000),
     },
+    fleet: fleet::Effort {
+        agents: &[1, 3, 8],
+        delays_ms: &[0, 1, 10],
+        rounds: 5,
+        round: Duration::from_millis(500),
+        warm: Duration::from_millis(3500),
+        paced: Duration::from_secs(8),
+    },
 };
 const QUICK: Effort = Effort {
     paths: 20,
@@ -81,10 +91,18 @@ const QUICK: Effort = Effort {
         warm: Duration::from_millis(300),
         length: Duration::from_millis(700),
     },
+    fleet: fleet::Effort {
+        agents: &[1, 3],
+        delays_ms: &[0, 10],
+        rounds: 1,
+        round: Duration::from_millis(150),
+        warm: Duration::from_millis(300),
+        paced: Duration::from_secs(2),
+    },
 };
 
 /// All benches, in their order.
-const ALL: [&str; 7] = [
+const ALL: [&str; 8] = [
     paths::BENCH,
     connections::BENCH,
     refusal::BENCH,
@@ -92,6 +110,7 @@ const ALL: [&str; 7] = [
     bytes::BENCH,
     flood::BENCH,
     requests::BENCH,
+    fleet::BENCH,
 ];
 
 /// Runs what the command line asks for.
@@ -100,18 +119,36 @@ pub(crate) fn main() -> Result<()> {
     if let Some(unknown) = options.names.iter().find(|name| !ALL.contains(&name.as_str())) {
         bail!("there is no bench {unknown:?}; expected some of {}", ALL.join(", "));
     }
-    let wanted = |bench| options.names.is_empty() || options.names.iter().any(|name| name == bench);
+    let wanted =
+        |bench: &str| options.names.is_empty() || options.names.iter().any(|name| name == bench);
     let effort = if options.quick { QUICK } else { FULL };
     let mut report = Report { machine: machine(), quick: options.quick, ..Report::default() };
     let report_to = &mut report;
     let started = Instant::now();
     if wanted(requests::BENCH) {
         step(requests::BENCH, || requests::run(effort.rounds, effort.round))?;
-        // It shares nothing with the others.
-        if options.names.iter().all(|name| name == requests::BENCH) && !options.names.is_empty() {
-            return Ok(());
-        }
     }
+    if wanted(fleet::BENCH) {
+        step(fleet::BENCH, || fleet::run(report_to, effort.fleet))?;
+    }
+    // They share nothing with the others.
+    let apart = [requests::BENCH, fleet::BENCH];
+    if options.names.is_empty() || options.names.iter().any(|name| !apart.contains(&&**name)) {
+        packets(report_to, &wanted, &effort)?;
+    }
+    report.seconds = started.elapsed().as_secs_f64().round();
+    if !report.figures.is_empty() {
+        print!("{}", report.table());
+    }
+    if let Some(path) = &options.json {
+        let json = serde_json::to_string_pretty(&report)?;
+        fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The benches of packets, bytes and connections.
+fn packets(report_to: &mut Report, wanted: &impl Fn(&str) -> bool, effort: &Effort) -> Result<()> {
     let added = step(paths::BENCH, || match wanted(paths::BENCH) {
         true => paths::run(report_to, effort.paths),
         // Overheads are derived from some of them.
@@ -133,12 +170,6 @@ pub(crate) fn main() -> Result<()> {
     }
     if wanted(flood::BENCH) {
         step(flood::BENCH, || flood::run(report_to, effort.rounds, effort.round / 2))?;
-    }
-    report.seconds = started.elapsed().as_secs_f64().round();
-    print!("{}", report.table());
-    if let Some(path) = &options.json {
-        let json = serde_json::to_string_pretty(&report)?;
-        fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }
