@@ -24,6 +24,8 @@ macro_rules! redis_or_skip {
 mod conformance;
 #[path = "fleet/faults.rs"]
 mod faults;
+#[path = "fleet/pools.rs"]
+mod pools;
 #[path = "fleet/scenarios.rs"]
 mod scenarios;
 #[path = "fleet/sets.rs"]

@@ -51,7 +51,7 @@ pub(super) enum Message {
     /// There was no lease, and the store is too late to wait for.
     Missed(Arc<Quota>),
     /// Ask the store for this one decision.
-    Strict { request: Request, done: oneshot::Sender<Option<u64>> },
+    Strict { request: Request, done: oneshot::Sender<Option<Reply>> },
     /// Let the first of these go, and keep leases of the others ahead, and say when that is done.
     Hold { release: Vec<Arc<Quota>>, hold: Vec<Arc<Quota>>, done: oneshot::Sender<()> },
     /// Do this, whatever comes of it.
@@ -142,7 +142,7 @@ impl Board {
 #[derive(Debug)]
 enum Purpose {
     Lease(QuotaId, Command),
-    Strict(oneshot::Sender<Option<u64>>),
+    Strict(oneshot::Sender<Option<Reply>>),
     Tell,
 }
 
@@ -408,11 +408,7 @@ impl Running {
                     self.unpoke(id);
                 }
                 Purpose::Strict(done) => {
-                    let counted = match reply {
-                        Some(Reply::Counted(count)) => Some(count),
-                        _ => None,
-                    };
-                    let _ = done.send(counted);
+                    let _ = done.send(reply);
                 }
                 Purpose::Tell => {}
             }

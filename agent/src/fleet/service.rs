@@ -20,7 +20,11 @@ use super::{
     directory::{Directory, Name, Quota},
     driver::{Board, Driver, Health, Message, PATIENCE, Who},
     leaser::Line,
-    store::{Request, redis::RedisSettings},
+    store::{
+        Reply, Request,
+        pool::{Pool, Shape},
+        redis::RedisSettings,
+    },
     survey::Survey,
     terms::{Consistency, OnStoreFailure, Terms},
 };
@@ -28,7 +32,7 @@ use crate::{
     clock::Clock,
     quota::{
         Now,
-        engine::{Engine, Hits, Taken},
+        engine::{Engine, Hits, Meter, Taken},
         identity::Identity,
         shared::Cell,
         store::{Ask, Asking, Held, NoAnswer, Question, Store, Wanted},
@@ -324,10 +328,15 @@ impl Shared {
         now: Now,
         until: Instant,
     ) -> Result<Taken, NoAnswer> {
-        if question.meter.engine != Engine::Fixed {
-            return Err(NoAnswer(
-                "a quota of the fleet counts in fixed windows, and this one does not".to_owned(),
-            ));
+        let Meter { requests, period_s, engine } = question.meter;
+        let shape = match engine {
+            Engine::Fixed => None,
+            Engine::Sliding => Some(Shape::Sliding),
+            Engine::Bucket { burst, .. } => Some(Shape::Bucket { burst }),
+        };
+        if let Some(shape) = shape {
+            let pool = Pool { requests, period_s, shape };
+            return Ok(self.draw(&question, pool, until).await);
         }
         let name = Name::of(&question);
         let quota = self.directory.get_or(name, || {
@@ -376,26 +385,53 @@ impl Shared {
         let terms = &*quota.terms;
         let window = terms.window(now.realtime_ns);
         let hits = u32::try_from(hits).unwrap_or(u32::MAX);
-        let health = self.board.health();
-        if health != Health::Down {
-            let (done, answered) = oneshot::channel();
-            let jitter_s = now.monotonic_ns % u64::from(self.jitter_s.max(1));
-            let jitter_s = u32::try_from(jitter_s).unwrap_or(0);
-            let request = Request::Add {
-                key: terms.counter(window),
-                hits,
-                expire_s: Some(terms.unit_s.saturating_add(jitter_s)),
-            };
-            if self.messages.try_send(Message::Strict { request, done }).is_ok()
-                // One that is late counts all the same, and shows when it is late no more.
-                && health == Health::Up
-                && let Ok(Ok(Some(after))) = timeout_at(until, answered).await
-            {
-                let before = after.saturating_sub(u64::from(hits));
-                return taken(terms, after > u64::from(terms.limit), before, after, now);
-            }
+        let jitter_s = now.monotonic_ns % u64::from(self.jitter_s.max(1));
+        let jitter_s = u32::try_from(jitter_s).unwrap_or(0);
+        let request = Request::Add {
+            key: terms.counter(window),
+            hits,
+            expire_s: Some(terms.unit_s.saturating_add(jitter_s)),
+        };
+        if let Some(Reply::Counted(after)) = self.ask_once(request, until).await {
+            let before = after.saturating_sub(u64::from(hits));
+            return taken(terms, after > u64::from(terms.limit), before, after, now);
         }
         without_the_store(quota, hits, now)
+    }
+
+    /// Asks the store for one decision. One that is late counts all the same, and shows when it is late
+    /// no more.
+    async fn ask_once(&self, request: Request, until: Instant) -> Option<Reply> {
+        let health = self.board.health();
+        if health == Health::Down {
+            return None;
+        }
+        let (done, answered) = oneshot::channel();
+        self.messages.try_send(Message::Strict { request, done }).ok()?;
+        if health != Health::Up {
+            return None;
+        }
+        timeout_at(until, answered).await.ok()?.ok()?
+    }
+
+    /// Draws from a bucket or a sliding window; without the store the policy decides, and there are no
+    /// shares: `local` is `deny`.
+    async fn draw(&self, question: &Question, pool: Pool, until: Instant) -> Taken {
+        let hits = match question.hits {
+            Hits::Add(hits) => i64::try_from(hits).unwrap_or(i64::MAX),
+            Hits::GiveBack(hits) => i64::try_from(hits).map_or(i64::MIN, |hits| -hits),
+        };
+        let key = pool.key(&format!("{}{}", self.key_prefix, question.prefix));
+        let reply = self.ask_once(Request::Draw { key, pool, hits }, until).await;
+        let (over, before, reset_s) = match reply {
+            Some(Reply::Drawn(drawn)) => (!drawn.admitted, drawn.before, drawn.reset_s),
+            _ if hits <= 0 || question.on_store_failure == OnStoreFailure::Allow => {
+                (false, 0, pool.period_s)
+            }
+            _ => (true, u64::from(pool.limit()), pool.period_s),
+        };
+        let after = before.saturating_add_signed(hits);
+        Taken { over, before, after, limit: pool.limit(), reset_s }
     }
 
     /// Takes back what a client did not use after all.

@@ -567,10 +567,13 @@ impl Compiler {
                 let place = descriptor.own_place.clone();
                 self.problems.push(Problem::error(place, what, expected));
             };
-            if scope == Scope::Fleet && further.algorithm != Algorithm::FixedWindow {
+            if scope == Scope::Fleet
+                && further.algorithm != Algorithm::FixedWindow
+                && own.consistency != Consistency::Strict
+            {
                 error(
-                    &"quotas of the fleet count by fixed windows",
-                    "`algorithm: fixed_window`, or another scope",
+                    &"what the fleet leases are fixed windows",
+                    "`consistency: strict` beside this algorithm, or `algorithm: fixed_window`",
                 );
                 continue;
             }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Reply, Request, SPENDS_FOR, fair_share};
+use super::{Reply, Request, SPENDS_FOR, fair_share, pool::State};
 
 #[derive(Clone, Copy, Debug)]
 struct Counter {
@@ -25,6 +25,7 @@ struct Spender {
 pub struct Memory {
     counters: BTreeMap<String, Counter>,
     spenders: BTreeMap<String, BTreeMap<String, Spender>>,
+    pools: BTreeMap<String, State>,
 }
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -59,6 +60,14 @@ impl Memory {
                     counter.count = counter.count.saturating_sub(u64::from(*hits));
                 }
                 Reply::Done
+            }
+            Request::Draw { key, pool, hits } => {
+                let (changed, drawn) =
+                    pool.draw(self.pools.get(key).copied(), *hits, now_ns / 1000);
+                if let Some(state) = changed {
+                    self.pools.insert(key.clone(), state);
+                }
+                Reply::Drawn(drawn)
             }
             Request::Join { key, node, window, limit, held, weight, .. } => {
                 let spenders = self.spenders.entry(key.clone()).or_default();

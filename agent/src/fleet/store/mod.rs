@@ -4,7 +4,10 @@
 //! whoever asked decides what silence means.
 
 pub mod memory;
+pub mod pool;
 pub mod redis;
+
+use self::pool::{Drawn, Pool};
 
 /// One request. Requests of one batch are done in order, each on its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,15 @@ pub enum Request {
         /// How many.
         hits: u32,
     },
+    /// Draws from a bucket or a sliding window. Answered by [`Reply::Drawn`].
+    Draw {
+        /// Its key.
+        key: String,
+        /// What it is.
+        pool: Pool,
+        /// How many; below 0 they are given back, and 0 only asks.
+        hits: i64,
+    },
     /// Says that a node spends from a quota, and asks for its share. Answered by [`Reply::Joined`].
     Join {
         /// The quota's list of spenders.
@@ -59,6 +71,8 @@ pub enum Reply {
     Counted(u64),
     /// It is done.
     Done,
+    /// What came of it.
+    Drawn(Drawn),
     /// Who spends.
     Joined {
         /// Nodes that joined in the last three windows, this one among them.

@@ -1,7 +1,7 @@
 //! The store in Redis: one server, a set watched by sentinels, or a cluster.
 //!
 //! A batch is one pipeline. What is asked is `INCRBY` and `EXPIRE`, as envoyproxy/ratelimit asks it,
-//! and two scripts of our own. The client repeats nothing by itself: neither a command nor, within a
+//! and scripts of our own. The client repeats nothing by itself: neither a command nor, within a
 //! batch, a connection.
 
 use std::{fmt, fs, path::PathBuf, time::Duration};
@@ -16,7 +16,10 @@ use redis::{
     sentinel::{SentinelClientBuilder, SentinelServerType},
 };
 
-use super::{Reply, Request, SPENDS_FOR};
+use super::{
+    Reply, Request, SPENDS_FOR,
+    pool::{Drawn, SERVER_TIME},
+};
 
 /// Takes what was not spent from a counter that is there, and never more than it holds.
 const GIVE_BACK: &str = r"
@@ -372,6 +375,17 @@ fn add(pipeline: &mut Pipeline, request: &Request) {
         Request::GiveBack { key, hits } => {
             pipeline.cmd("EVAL").arg(GIVE_BACK).arg(1).arg(key).arg(*hits);
         }
+        Request::Draw { key, pool, hits } => {
+            pipeline
+                .cmd("EVAL")
+                .arg(format!("{SERVER_TIME}{}", pool.script()))
+                .arg(1)
+                .arg(key)
+                .arg(*hits)
+                .arg(pool.requests)
+                .arg(pool.period_s)
+                .arg(pool.burst());
+        }
         Request::Join { key, node, window, limit, held, weight, expire_s } => {
             pipeline
                 .cmd("EVAL")
@@ -395,6 +409,11 @@ fn read(request: &Request, value: Value) -> Option<Reply> {
             Some(Reply::Counted(u64::try_from(count).unwrap_or(0)))
         }
         (Request::Expire { .. } | Request::GiveBack { .. }, _) => Some(Reply::Done),
+        (Request::Draw { .. }, value) => {
+            let (admitted, before, reset_s): (u8, u64, u32) =
+                redis::from_redis_value(value).ok()?;
+            Some(Reply::Drawn(Drawn { admitted: admitted == 1, before, reset_s }))
+        }
         (Request::Join { .. }, value) => {
             let (spenders, share) = redis::from_redis_value(value).ok()?;
             Some(Reply::Joined { spenders, share })

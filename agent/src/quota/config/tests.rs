@@ -191,8 +191,11 @@ fn what_cannot_be_counted_is_told_where_it_is_written() {
     let text = "format: weir\ndomain: a\ndescriptors:\n- {key: b, scope: fleet, algorithm: \
                 token_bucket, rate_limit: {unit: day, requests_per_unit: 2}}\n";
     let source = Source { file: "a.yaml".to_owned(), text: text.to_owned() };
-    let told = check(&[source], with_store)[0].to_string();
-    assert!(told.contains("`b`: quotas of the fleet count by fixed windows"), "{told}");
+    let told = check(&[source], with_store.clone())[0].to_string();
+    assert!(told.contains("`b`: what the fleet leases are fixed windows"), "{told}");
+    let text = text.replace("algorithm:", "consistency: strict, algorithm:");
+    let source = Source { file: "a.yaml".to_owned(), text };
+    assert_eq!(check(&[source], with_store), []);
     for (own, what) in [
         ("algorithm: sliding_window", "counts up to 1048575 hits"),
         ("algorithm: token_bucket", "more than 104 days"),
