@@ -341,6 +341,11 @@ impl Running {
     /// Sends all that there is to ask.
     fn send(&mut self) {
         let commands = self.node.commands();
+        self.queue(commands);
+        self.send_queued();
+    }
+
+    fn queue(&mut self, commands: Vec<(QuotaId, Command)>) {
         for (id, command) in commands {
             let Some(leaser) = self.node.get(id) else { continue };
             let terms = leaser.terms().clone();
@@ -351,6 +356,9 @@ impl Running {
             let request = command.request(&terms, &name, jitter_s);
             self.outbox.push((Purpose::Lease(id, command), request));
         }
+    }
+
+    fn send_queued(&mut self) {
         if self.outbox.is_empty() {
             return;
         }
@@ -632,6 +640,13 @@ impl Running {
     }
 
     async fn stop(mut self, stopped: oneshot::Sender<()>) {
+        // What is under way may still bring a lease, which is to be given back; no more is asked for.
+        while let Some(sent) = self.in_flight.next().await {
+            self.answered(sent);
+        }
+        let mut commands = self.node.commands();
+        commands.retain(|(_, command)| !matches!(command, Command::Take { .. }));
+        self.queue(commands);
         let now = self.now();
         self.node.drain(now);
         self.send();
