@@ -273,8 +273,8 @@ async fn agent(options: Options) -> anyhow::Result<()> {
                 ready.clear_ready();
             }
             changed = links.changed() => {
-                changed.context("cannot listen for interfaces that come and go")?;
-                shared.step(Engine::reconcile).await?;
+                let doubt = changed.context("cannot listen for interfaces that come and go")?;
+                shared.step(|engine| engine.look_at_links(doubt)).await?;
             }
             changed = pod_changed(&mut pods) => match changed? {
                 PodEvent::Told => shared.step(Engine::take_pods).await?,

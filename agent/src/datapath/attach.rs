@@ -47,6 +47,9 @@ const PRIORITIES: [u16; 2] = [1, 2];
 /// replaces the program behind it.
 const HANDLE: TcHandle = TcHandle::new(0x7765, 0x6972);
 
+/// The slot of no workload.
+const NOBODY: u32 = 0;
+
 /// The program of one direction at one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Way {
@@ -122,6 +125,33 @@ impl Side {
     }
 }
 
+/// Whose attachments may be others than they were left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// Those at these interfaces of the agent's namespace, and those in other namespaces.
+    Of(BTreeSet<u32>),
+    /// All.
+    All,
+}
+
+impl Doubt {
+    /// Of either.
+    pub fn join(&mut self, other: Self) {
+        match (&mut *self, other) {
+            (Self::Of(indexes), Self::Of(others)) => indexes.extend(others),
+            _ => *self = Self::All,
+        }
+    }
+
+    fn is_of(&self, attachment: &Attachment) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(indexes) if attachment.cookie().is_some() => !indexes.is_empty(),
+            Self::Of(indexes) => indexes.contains(&attachment.ifindex),
+        }
+    }
+}
+
 /// What programs are attached to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
@@ -136,6 +166,10 @@ pub enum Target {
         /// Addresses by which uplinks know the workload.
         addresses: Vec<IpAddr>,
     },
+    /// The same at the host's end of a veth of which nobody has said yet whose it is. Everything
+    /// passes there. The kernel takes tens of milliseconds to attach, during which it keeps other
+    /// changes of interfaces waiting; to name a workload is one write to a map.
+    Unclaimed,
     /// The XDP program of an uplink.
     Uplink(UplinkMode),
 }
@@ -172,7 +206,21 @@ pub struct Attached {
 impl Attachment {
     /// Whether its programs find the workload by ifindex.
     const fn is_found_by_interface(&self) -> bool {
-        matches!(self.target, Target::Workload { side: Side::Host | Side::Own, .. })
+        matches!(self.side(), Some(Side::Host | Side::Own))
+    }
+
+    /// Where its TC programs are, if it has any.
+    const fn side(&self) -> Option<Side> {
+        match &self.target {
+            Target::Workload { side, .. } => Some(*side),
+            Target::Unclaimed => Some(Side::Host),
+            Target::Uplink(_) => None,
+        }
+    }
+
+    /// Whether its ifindex is one of another network namespace.
+    pub fn is_in_another_namespace(&self) -> bool {
+        self.cookie().is_some()
     }
 
     fn cookie(&self) -> Option<u64> {
@@ -185,7 +233,7 @@ impl Attachment {
     /// Its TC programs, the first at each hook before the second.
     fn places(&self) -> Vec<Place> {
         let index = self.ifindex;
-        let Target::Workload { side, .. } = &self.target else { return Vec::new() };
+        let Some(side) = self.side() else { return Vec::new() };
         let (site, first) = match (side, self.cookie()) {
             (Side::Host, _) => (format!("host-{index}"), ["weir_host_in", "weir_host_out"]),
             (Side::Own, _) => (format!("own-{index}"), ["weir_own_in", "weir_own_out"]),
@@ -219,7 +267,9 @@ impl Attachment {
     fn pins(&self) -> Vec<String> {
         match &self.target {
             Target::Uplink(mode) => vec![uplink_pin(self.ifindex, *mode)],
-            Target::Workload { .. } => self.places().into_iter().map(|place| place.pin).collect(),
+            Target::Workload { .. } | Target::Unclaimed => {
+                self.places().into_iter().map(|place| place.pin).collect()
+            }
         }
     }
 }
@@ -237,6 +287,8 @@ pub(super) struct Links {
     /// Whether the kernel lacks TCX, once known.
     no_tcx: bool,
     addresses: BTreeMap<Addr, u32>,
+    /// Which of them are to be looked at.
+    doubt: Doubt,
 }
 
 impl Links {
@@ -268,7 +320,13 @@ impl Links {
             current: BTreeMap::new(),
             no_tcx: false,
             addresses: BTreeMap::new(),
+            doubt: Doubt::All,
         })
+    }
+
+    /// These are looked at with the next [`Links::reconcile`]; others are believed to be as they were.
+    pub(super) fn doubt(&mut self, doubt: Doubt) {
+        self.doubt.join(doubt);
     }
 
     pub(super) fn reconcile(
@@ -295,6 +353,7 @@ impl Links {
             }
             results.insert(attachment.clone(), result);
         }
+        self.doubt = Doubt::Of(BTreeSet::new());
         let namespaces: LazyCell<Vec<NetNs>> = LazyCell::new(netns::all);
         for name in std::mem::take(&mut self.inherited) {
             if !pins.contains(&name) {
@@ -312,18 +371,28 @@ impl Links {
         writers: &mut Writers,
         slot_of: &impl Fn(Identity) -> Option<u32>,
     ) -> Result<Attached, DatapathError> {
-        let Target::Workload { workload, side, netns, .. } = &attachment.target else {
-            return self.ensure_uplink(attachment, programs);
+        let (slot, side, netns) = match &attachment.target {
+            Target::Workload { workload, side, netns, .. } => {
+                (slot_of(*workload).ok_or(DatapathError::NoSlot)?, side, netns)
+            }
+            Target::Unclaimed => (NOBODY, &Side::Host, &None),
+            Target::Uplink(_) => return self.ensure_uplink(attachment, programs),
         };
-        let slot = slot_of(*workload).ok_or(DatapathError::NoSlot)?;
         if let Some((attached, known)) = self.current.get(attachment)
             && *known == slot
-            && let Some(now) = self.look(attachment, attached)
         {
-            self.current.insert(attachment.clone(), (now.clone(), slot));
-            return Ok(now);
+            if !self.doubt.is_of(attachment) {
+                return Ok(attached.clone());
+            }
+            if let Some(now) = self.look(attachment, attached) {
+                self.current.insert(attachment.clone(), (now.clone(), slot));
+                return Ok(now);
+            }
         }
-        if attachment.is_found_by_interface() {
+        if slot == NOBODY {
+            // Its pod is gone, or another interface had its number.
+            let _ = writers.interfaces.remove(&attachment.ifindex);
+        } else if attachment.is_found_by_interface() {
             writers
                 .interfaces
                 .insert(attachment.ifindex, slot, 0)
@@ -354,7 +423,7 @@ impl Links {
     /// and made again under its old name and index took the link along and left the pin, and
     /// others can put themselves before us at any time.
     fn look(&self, attachment: &Attachment, attached: &Attached) -> Option<Attached> {
-        let Target::Workload { side, netns, .. } = &attachment.target else { return None };
+        let side = attachment.side()?;
         let places = attachment.places();
         let path = |place: &Place| self.directory.join(&place.pin);
         if attached.kind != "tcx" {
@@ -365,7 +434,7 @@ impl Links {
             for place in &places {
                 let link = FdLink::from(PinnedLink::from_pin(path(place)).ok()?);
                 let ours = link.info().ok()?.program_id();
-                let hook = hook(*side == Side::Host, place.way);
+                let hook = hook(side == Side::Host, place.way);
                 let earlier = programs_before(ours, &attachment.interface, hook)?;
                 if place.rank == Rank::First {
                     before.extend(earlier);
@@ -373,9 +442,9 @@ impl Links {
             }
             Some(Attached { kind: attached.kind, before, pacing: None })
         };
-        match netns.as_ref().filter(|_| *side == Side::Pod) {
-            Some(netns) => netns.run(look).ok()?,
-            None => look(),
+        match &attachment.target {
+            Target::Workload { side: Side::Pod, netns: Some(netns), .. } => netns.run(look).ok()?,
+            _ => look(),
         }
     }
 
@@ -400,7 +469,7 @@ impl Links {
                 source: "it was replaced by another one meanwhile".into(),
             });
         }
-        let host = matches!(&attachment.target, Target::Workload { side: Side::Host, .. });
+        let host = attachment.side() == Some(Side::Host);
         let mut before = Vec::new();
         let mut kind = "tcx";
         for place in &places {

@@ -33,7 +33,7 @@ use self::{
     publish::Publisher,
 };
 pub use self::{
-    attach::{Attached, Attachment, Side, Target, UplinkMode},
+    attach::{Attached, Attachment, Doubt, Side, Target, UplinkMode},
     cells::{CellView, LoadView},
     connect::Caller,
     error::DatapathError,
@@ -133,6 +133,11 @@ impl Datapath {
             let _ = publisher.set_paced(workload, directions, writers);
         }
         results
+    }
+
+    /// Says which attachments may be others by now; the next [`Datapath::attach`] looks at them.
+    pub fn doubt(&mut self, doubt: Doubt) {
+        self.links.doubt(doubt);
     }
 
     /// Makes `connect()` fail at once for exactly these, where a limit of theirs would refuse it. An

@@ -17,6 +17,8 @@ pub struct Interface {
     pub index: u32,
     /// The index of its peer, in the peer's namespace, if it is one end of a veth pair.
     pub veth_peer: Option<u32>,
+    /// Whether it is one end of a veth pair whose other end is in another namespace.
+    pub leads_away: bool,
     /// Whether its packets start with an Ethernet header.
     pub ethernet: bool,
     /// Whether it is up, and not the loopback.
@@ -60,10 +62,12 @@ fn interface(link: &LinkMessage) -> Interface {
     let mut name = String::new();
     let mut peer = None;
     let mut is_veth = false;
+    let mut is_away = false;
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name.clone_from(text),
             LinkAttribute::Link(index) => peer = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => is_away = true,
             LinkAttribute::LinkInfo(infos) => {
                 is_veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
             }
@@ -74,6 +78,7 @@ fn interface(link: &LinkMessage) -> Interface {
         name,
         index: link.header.index,
         veth_peer: peer.filter(|_| is_veth),
+        leads_away: is_veth && is_away,
         ethernet: matches!(
             link.header.link_layer_type,
             LinkLayerType::Ether | LinkLayerType::Loopback

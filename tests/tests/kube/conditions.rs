@@ -78,13 +78,14 @@ fn what_the_kernel_has_no_room_for_is_a_problem_until_it_has() {
     let _container = cluster.start(&web, &uid(1), json!({"weir.dev/connections.80": "5/s"}));
     for value in ["6/s", "7/s", "8/s"] {
         cluster.server.annotate("pods", &name(&web), "weir.dev/connections.80", Some(value));
-        let lines = || agent.explain(&name(&web)).lines;
-        eventually("it is read", lines, |lines| lines.iter().any(|line| line.value == value));
+        let explained = || agent.request("GET", "/explain/shop%2Fweb", "").unwrap().1;
+        eventually("it is read", explained, |text| text.contains(&format!("\"{value}\"")));
         assert_eq!(full(), 1);
     }
     agent.rewrite(NOTHING);
     eventually("there is room", full, |count| *count == 0);
     await_limit(&agent, &name(&web), Some("8/s"));
+    await_attached(&agent, &name(&web));
 }
 
 fn notes(events: &[Value], reason: &str) -> Vec<String> {

@@ -15,12 +15,18 @@ use crate::{
     causes::with_causes,
     compile::{Identity, WorkloadTable},
     config::{self, Location, PodLocation},
-    datapath::{self, Attached, Attachment, Caller, DatapathError, Shapers, Side, Target},
+    datapath::{self, Attached, Attachment, Caller, DatapathError, Doubt, Shapers, Side, Target},
     quota,
     workload::{self, Interface, Resolved, interfaces},
 };
 
 impl Engine {
+    /// Something has changed at these interfaces.
+    pub fn look_at_links(&mut self, doubt: Doubt) {
+        self.datapath.doubt(doubt);
+        self.reconcile();
+    }
+
     /// Attaches to what is there now.
     pub fn reconcile(&mut self) {
         let host = match interfaces::list() {
@@ -60,6 +66,10 @@ impl Engine {
         }
         let shaped = shapers(&wanted, &asking, &host);
         let uplinks = self.wanted_uplinks(&host, &mut wanted);
+        if self.pods.may_come() {
+            let unclaimed = unclaimed(&host, &wanted);
+            wanted.extend(unclaimed);
+        }
         let results = self.datapath.attach(&wanted);
         self.quotas.leases().know(&self.datapath);
         self.note_attached(&results, &mut missing);
@@ -258,6 +268,25 @@ fn shapers(wanted: &[Attachment], asking: &BTreeSet<Identity>, host: &[Interface
         }
     }
     shaped
+}
+
+/// Where pods may be that nobody has told of: ends of veths into other namespaces.
+fn unclaimed(host: &[Interface], wanted: &[Attachment]) -> Vec<Attachment> {
+    let is_wanted = |link: &Interface| {
+        let is_it = |attachment: &Attachment| {
+            attachment.ifindex == link.index && !attachment.is_in_another_namespace()
+        };
+        wanted.iter().any(is_it)
+    };
+    let attachment = |link: &Interface| Attachment {
+        interface: link.name.clone(),
+        ifindex: link.index,
+        ethernet: link.ethernet,
+        volumes: false,
+        pace: datapath::Pace::default(),
+        target: Target::Unclaimed,
+    };
+    host.iter().filter(|link| link.leads_away && !is_wanted(link)).map(attachment).collect()
 }
 
 const fn pace(wanted: config::Pace) -> datapath::Pace {

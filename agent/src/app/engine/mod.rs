@@ -37,7 +37,7 @@ use crate::{
     clock::Clock,
     compile::{Change, Compiled, Identity, NodeFacts, Tables, WorkloadTable, compile, diff},
     config::{self, Evaluated, Location, NodeFile, Report, Workload, evaluate_all, read},
-    datapath::{Attached, Datapath},
+    datapath::{Attached, Datapath, Doubt},
     policy::{Effective, LastGood, Problem},
     quota::{Now, Quotas},
     rls, workload,
@@ -250,6 +250,7 @@ impl Engine {
         // Who does not know the pods yet would take away what holds for them.
         if self.pods.are_known() {
             self.hold(evaluated, compiled);
+            self.datapath.doubt(Doubt::All);
             self.reconcile();
         }
         self.keep_last_good();
@@ -404,6 +405,10 @@ impl Engine {
         }
         if matches!(self.applied, Applied::Partly(_)) {
             self.apply();
+            if matches!(self.applied, Applied::Whole) {
+                // Who had no slot had no programs either.
+                self.reconcile();
+            }
         }
         // A pause that has ended was ended by the kernel, which tells nobody.
         self.note_states();

@@ -15,6 +15,7 @@ use crate::{
     app::{timing::Timing, view},
     compile::Identity,
     config::{Location, PodLocation, Workload},
+    datapath::Doubt,
     kube::{Cause, Cluster, Notice, Notices, Object, Snapshot},
     policy::Place,
     workload::{PodNetworks, cgroup::Cgroups},
@@ -77,6 +78,11 @@ impl Pods {
             _ => None,
         };
         pods.filter_map(uid).collect()
+    }
+
+    /// Whether there may be pods on this node.
+    pub(super) const fn may_come(&self) -> bool {
+        self.cluster.is_some()
     }
 
     pub(super) fn status(&self) -> Option<view::KubernetesStatus> {
@@ -167,6 +173,7 @@ impl Engine {
     /// Pods may have other networks, and other interfaces there, without anybody having said so.
     pub fn check_pods(&mut self) {
         self.pods.networks.doubt();
+        self.datapath.doubt(Doubt::All);
         let cgroups = self.pods.networks.cgroups();
         self.pods.networks.look_again(&self.pods.wanted(), &cgroups);
         self.reconcile();
