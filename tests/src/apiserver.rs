@@ -5,8 +5,9 @@
 //! detection of changes"): objects with `resourceVersion`, watches that begin at one and stream
 //! ADDED, MODIFIED, DELETED and BOOKMARK, 410 for versions that are forgotten. It knows pods,
 //! namespaces, nodes and events, and the field selectors that the agent uses. It refuses whatever
-//! [`weir::kube::ACCESS`] does not list, as RBAC would, and remembers that it had to. It can be slow,
-//! break a stream in the middle of a line, talk nonsense, and be away.
+//! [`weir::kube::ACCESS`] does not list, as RBAC would, and remembers that it had to. Beside the
+//! agent there is a person, who may look for pods and reach what listens in them through it
+//! (`pods/proxy`), for as long as they are granted that. It can be slow, break a stream in the middle of a line, talk nonsense, and be away.
 #![allow(
     clippy::expect_used,
     clippy::missing_panics_doc,
@@ -27,10 +28,21 @@ use std::{
 
 use nix::sys::socket;
 use serde_json::{Value, json};
-use weir::{kube::ACCESS, lab::Namespace};
+use weir::{
+    kube::{ACCESS, Access},
+    lab::Namespace,
+    workload::netns::NetNs,
+};
 
-/// Who may ask.
+/// The agent.
 const TOKEN: &str = "weir-tests";
+/// Somebody with a kubeconfig.
+const PERSON: &str = "somebody";
+/// What that one may ask.
+const PERSONAL: [Access; 2] = [
+    Access { group: "", resource: "pods", verbs: &["get", "list"] },
+    Access { group: "", resource: "pods/proxy", verbs: &["get"] },
+];
 /// How often a watch gets a bookmark. The real one sends them every minute.
 const BOOKMARK: Duration = Duration::from_millis(500);
 
@@ -60,6 +72,10 @@ struct State {
     refused: Vec<String>,
     trouble: Option<(u64, Trouble)>,
     slow: Duration,
+    /// Whether the person may use the proxy of pods.
+    no_proxy: bool,
+    /// Where pods listen: the namespace that the server itself is in.
+    network: Option<NetNs>,
     /// Counts up when all connections are to end.
     epoch: u64,
 }
@@ -97,15 +113,19 @@ impl ApiServer {
         let listener = listener.expect("enter the namespace").expect("listen");
         let address = listener.local_addr().expect("an address");
         let kubeconfig = directory.join("kubeconfig");
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "tests",
-            "clusters": [{"name": "tests", "cluster": {"server": format!("http://{address}")}}],
-            "users": [{"name": "weir", "user": {"token": TOKEN}}],
-            "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": "weir"}}],
-        });
-        fs::write(&kubeconfig, config.to_string()).expect("write a kubeconfig");
+        let personal = kubeconfig.with_extension("personal");
+        for (path, token) in [(&kubeconfig, TOKEN), (&personal, PERSON)] {
+            let config = json!({
+                "apiVersion": "v1", "kind": "Config", "current-context": "tests",
+                "clusters": [{"name": "tests", "cluster": {"server": format!("http://{address}")}}],
+                "users": [{"name": "weir", "user": {"token": token}}],
+                "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": "weir"}}],
+            });
+            fs::write(path, config.to_string()).expect("write a kubeconfig");
+        }
         let mut server = Self { shared: Arc::default(), address, listening: None, kubeconfig };
-        server.shared.change(|state| state.version = 1000);
+        let network = NetNs::open(&namespace.path().to_string_lossy()).expect("open a namespace");
+        server.shared.change(|state| (state.version, state.network) = (1000, Some(network)));
         server.listen(listener);
         server
     }
@@ -119,6 +139,16 @@ impl ApiServer {
     /// The kubeconfig that leads here.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// The kubeconfig of a person.
+    pub fn personal_kubeconfig(&self) -> PathBuf {
+        self.kubeconfig.with_extension("personal")
+    }
+
+    /// Whether the person is granted the proxy of pods, as is so at first.
+    pub fn grant_proxy(&self, is_granted: bool) {
+        self.shared.change(|state| state.no_proxy = !is_granted);
     }
 
     /// Is away: nobody listens, and every connection ends.
@@ -258,7 +288,14 @@ struct Request {
     path: String,
     query: BTreeMap<String, String>,
     body: Vec<u8>,
-    is_known: bool,
+    who: Option<Who>,
+}
+
+/// Whose token it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Agent,
+    Person,
 }
 
 fn read(stream: &TcpStream) -> io::Result<Request> {
@@ -268,14 +305,20 @@ fn read(stream: &TcpStream) -> io::Result<Request> {
     let mut words = line.split_whitespace();
     let method = words.next().unwrap_or_default().to_owned();
     let target = words.next().unwrap_or_default().to_owned();
-    let (mut length, mut is_known) = (0, false);
+    let (mut length, mut who) = (0, None);
     loop {
         let mut line = String::new();
         reader.read_line(&mut line)?;
         let Some((name, value)) = line.trim().split_once(": ") else { break };
         match name.to_ascii_lowercase().as_str() {
             "content-length" => length = value.parse().unwrap_or_default(),
-            "authorization" => is_known = value == format!("Bearer {TOKEN}"),
+            "authorization" => {
+                who = match value.strip_prefix("Bearer ") {
+                    Some(TOKEN) => Some(Who::Agent),
+                    Some(PERSON) => Some(Who::Person),
+                    _ => None,
+                }
+            }
             _ => {}
         }
     }
@@ -287,7 +330,7 @@ fn read(stream: &TcpStream) -> io::Result<Request> {
         (key.to_owned(), value.replace("%3D", "=").replace("%2F", "/"))
     };
     let query = query.split('&').filter(|pair| !pair.is_empty()).map(pair).collect();
-    Ok(Request { method, path: path.to_owned(), query, body, is_known })
+    Ok(Request { method, path: path.to_owned(), query, body, who })
 }
 
 fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
@@ -295,16 +338,22 @@ fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     let request = read(stream)?;
     let slow = shared.state().slow;
     thread::sleep(slow);
-    if !request.is_known {
+    let Some(who) = request.who else {
         return answer(stream, "401 Unauthorized", &failure(401, "Unauthorized"));
-    }
+    };
     let segments: Vec<&str> = request.path.trim_matches('/').split('/').collect();
     let (group, rest) = match segments.as_slice() {
         ["api", "v1", rest @ ..] => ("", rest),
         ["apis", group, _, rest @ ..] => (*group, rest),
         _ => ("?", segments.as_slice()),
     };
+    let (namespace, behind) = match rest {
+        ["namespaces", namespace, _, _, "proxy", behind @ ..] => (Some(*namespace), behind),
+        ["namespaces", namespace, ..] => (Some(*namespace), [].as_slice()),
+        _ => (None, [].as_slice()),
+    };
     let (resource, name) = match rest {
+        ["namespaces", _, "pods", name, "proxy", ..] => ("pods/proxy", Some(*name)),
         ["namespaces", _, resource] => (*resource, None),
         ["namespaces", _, resource, name] => (*resource, Some(*name)),
         [resource] => (*resource, None),
@@ -320,7 +369,14 @@ fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
         "PATCH" => "patch",
         _ => "?",
     };
-    let granted = ACCESS.iter().find(|access| access.group == group && access.resource == resource);
+    let no_proxy = shared.state().no_proxy;
+    let granted = match who {
+        Who::Agent => ACCESS,
+        Who::Person if no_proxy => &PERSONAL[..1],
+        Who::Person => &PERSONAL,
+    };
+    let granted =
+        granted.iter().find(|access| access.group == group && access.resource == resource);
     let Some(granted) = granted.filter(|access| access.verbs.contains(&verb)) else {
         let what = format!("{verb} {group}/{resource}: {} {}", request.method, request.path);
         shared.change(|state| state.refused.push(what));
@@ -328,7 +384,18 @@ fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     };
     shared.change(|state| state.asked.push((verb.to_owned(), resource.to_owned())));
     match verb {
-        "list" => answer(stream, "200 OK", &list(shared, granted.resource, &request)),
+        "list" => answer(stream, "200 OK", &list(shared, granted.resource, namespace, &request)),
+        "get" => {
+            let (namespace, name) = (namespace.unwrap_or_default(), name.unwrap_or_default());
+            let (pod, port) = name.split_once(':').unwrap_or((name, ""));
+            let key = ("pods", format!("{namespace}/{pod}"));
+            let found = shared.state().objects.get(&key).cloned();
+            match found {
+                None => answer(stream, "404 Not Found", &failure(404, "NotFound")),
+                Some(pod) if resource == "pods" => answer(stream, "200 OK", &pod),
+                Some(pod) => proxy(stream, shared, &pod, port, behind),
+            }
+        }
         "watch" => watch(stream, shared, granted.resource, &request),
         "create" => {
             let event: Value = serde_json::from_slice(&request.body)?;
@@ -352,6 +419,31 @@ fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
         }
         _ => answer(stream, "405 Method Not Allowed", &failure(405, "MethodNotAllowed")),
     }
+}
+
+/// Passes a GET on to a port of a pod. The path goes as it is after its decoding, as the API server
+/// sends it.
+fn proxy(
+    mut stream: &TcpStream,
+    shared: &Shared,
+    pod: &Value,
+    port: &str,
+    path: &[&str],
+) -> io::Result<()> {
+    let network = shared.state().network.clone().expect("the server's own namespace");
+    let host = pod["status"]["podIP"].as_str().unwrap_or_default();
+    let address = format!("{host}:{port}");
+    let Ok(mut there) = network.run(|| TcpStream::connect(&address))? else {
+        let mut status = failure(503, "ServiceUnavailable");
+        status["message"] = format!("error trying to reach service: dial tcp {address}").into();
+        return answer(stream, "503 Service Unavailable", &status);
+    };
+    let path = path.join("/").replace("%2F", "/");
+    let request = format!("GET /{path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    there.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    there.read_to_end(&mut answer)?;
+    stream.write_all(&answer)
 }
 
 /// RFC 7396, for objects.
@@ -389,11 +481,16 @@ fn answer(mut stream: &TcpStream, status: &str, body: &Value) -> io::Result<()> 
 
 /// Whether an object is one of those asked for.
 fn is_selected(object: &Value, request: &Request) -> bool {
-    request.query.get("fieldSelector").is_none_or(|selector| {
+    let by_field = request.query.get("fieldSelector").is_none_or(|selector| {
         let (path, wanted) = selector.split_once('=').expect("a selector by a field");
         object.pointer(&format!("/{}", path.replace('.', "/"))).and_then(Value::as_str)
             == Some(wanted)
-    })
+    });
+    by_field
+        && request.query.get("labelSelector").is_none_or(|selector| {
+            let (label, wanted) = selector.split_once('=').expect("a selector by a label");
+            object["metadata"]["labels"][label].as_str() == Some(wanted)
+        })
 }
 
 fn kind_of(resource: &str) -> &'static str {
@@ -405,12 +502,17 @@ fn kind_of(resource: &str) -> &'static str {
     }
 }
 
-fn list(shared: &Shared, resource: &str, request: &Request) -> Value {
+fn list(shared: &Shared, resource: &str, namespace: Option<&str>, request: &Request) -> Value {
+    let is_there = |object: &Value| {
+        namespace.is_none_or(|name| object["metadata"]["namespace"].as_str() == Some(name))
+    };
     let state = shared.state();
     let items: Vec<&Value> = state
         .objects
         .iter()
-        .filter(|((its, _), object)| *its == resource && is_selected(object, request))
+        .filter(|((its, _), object)| {
+            *its == resource && is_there(object) && is_selected(object, request)
+        })
         .map(|(_, object)| object)
         .collect();
     json!({

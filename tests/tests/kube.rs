@@ -23,6 +23,8 @@ macro_rules! lab {
 
 #[path = "kube/conditions.rs"]
 mod conditions;
+#[path = "kube/explain.rs"]
+mod explain;
 #[path = "kube/identity.rs"]
 mod identity;
 #[path = "kube/many.rs"]

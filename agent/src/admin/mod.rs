@@ -1,7 +1,7 @@
 //! HTTP for people and machines that look after the agent: what it does, why, and how to stop it.
 //!
 //! It owns a unix socket for root, which answers everything, and perhaps a TCP port, which answers
-//! health and metrics alone. It decides nothing about limits: whoever can be asked is an
+//! health and metrics alone, unless it is told to explain workloads, too. It decides nothing about limits: whoever can be asked is an
 //! [`Inspect`].
 
 mod connections;
@@ -72,6 +72,8 @@ pub struct Bounds {
     pub request: Duration,
     /// How long a connection over TCP may live, however busy.
     pub tcp_connection: Duration,
+    /// Whether workloads are explained over TCP, too.
+    pub explain_over_tcp: bool,
     /// How long open connections may take to end once the agent stops.
     pub drain: Duration,
 }
@@ -85,6 +87,7 @@ impl Bounds {
         head: Duration::from_secs(10),
         request: Duration::from_secs(10),
         tcp_connection: Duration::from_secs(300),
+        explain_over_tcp: false,
         drain: Duration::from_secs(3),
     };
 }
@@ -97,17 +100,6 @@ impl Default for Bounds {
 
 /// Serves until `drain` becomes true or its sender is gone, then lets open requests end. The
 /// socket's file is removed.
-pub async fn serve(
-    inspect: Arc<dyn Inspect>,
-    level: LevelHandle,
-    socket: Socket,
-    tcp: Option<TcpListener>,
-    drain: watch::Receiver<bool>,
-) {
-    serve_within(Bounds::DEFAULT, inspect, level, socket, tcp, drain).await;
-}
-
-/// [`serve`], within other bounds.
 pub async fn serve_within(
     bounds: Bounds,
     inspect: Arc<dyn Inspect>,

@@ -57,6 +57,9 @@ const ALL: &[&str] = &[
 ];
 /// What the TCP port answers.
 const HEALTH: &[&str] = &["GET /metrics", "GET /healthz", "GET /readyz"];
+/// What it answers when it is told to explain.
+const EXPLAINING: &[&str] =
+    &["GET /metrics", "GET /healthz", "GET /readyz", "GET /explain/NAMESPACE/POD"];
 /// Workloads that are named to somebody who asked for another one.
 const NAMED: usize = 20;
 
@@ -173,9 +176,13 @@ pub(super) fn all(state: &State) -> Router {
     finish(routes, streams, state, ALL)
 }
 
-/// Health and metrics, for the TCP port.
+/// Health and metrics, for the TCP port, and what holds for pods where that is wanted.
 pub(super) fn health(state: &State) -> Router {
-    finish(answers(), Router::new(), state, HEALTH)
+    if !state.bounds.explain_over_tcp {
+        return finish(answers(), Router::new(), state, HEALTH);
+    }
+    let answers = answers().route("/explain/{namespace}/{pod}", get(explain_pod));
+    finish(answers, Router::new(), state, EXPLAINING)
 }
 
 fn answers() -> Router<State> {
@@ -286,6 +293,14 @@ fn no_rls() -> Refused {
 type Named = Result<Path<String>, PathRejection>;
 
 async fn explain(given: Given<State>, name: Named) -> Result<Json<Explanation>, Refused> {
+    about(given, name, |inspect, name| inspect.explain(name)).await
+}
+
+async fn explain_pod(
+    given: Given<State>,
+    names: Result<Path<(String, String)>, PathRejection>,
+) -> Result<Json<Explanation>, Refused> {
+    let name = names.map(|Path((namespace, pod))| Path(format!("{namespace}/{pod}")));
     about(given, name, |inspect, name| inspect.explain(name)).await
 }
 

@@ -112,7 +112,9 @@ pub(super) async fn agent(options: Options) -> anyhow::Result<()> {
         told,
         trace: broadcast::channel(1).0,
     });
-    let admin = tokio::spawn(admin::serve(inspect, options.level.clone(), socket, tcp, drain));
+    let bounds = options.bounds();
+    let level = options.level.clone();
+    let admin = tokio::spawn(admin::serve_within(bounds, inspect, level, socket, tcp, drain));
     info!(node_file = %options.node_file.display(), socket = %options.socket.display(), "the agent runs");
     loop {
         tokio::select! {

@@ -59,6 +59,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// The address for metrics and health, instead of the node file's.
     pub listen: Option<SocketAddr>,
+    /// Whether workloads are explained there, too.
+    pub explain_over_tcp: bool,
     /// The pods to protect, on a node of Kubernetes.
     pub kubernetes: Option<Kubernetes>,
     /// The level at which the programs in the kernel log: 0 for not at all, 1 error to 5 trace.
@@ -70,6 +72,13 @@ pub struct Options {
     pub level: LevelHandle,
     /// Limit nothing in the kernel: only answer rate limit requests.
     pub no_datapath: bool,
+}
+
+impl Options {
+    /// What clients may take of this agent.
+    const fn bounds(&self) -> admin::Bounds {
+        admin::Bounds { explain_over_tcp: self.explain_over_tcp, ..admin::Bounds::DEFAULT }
+    }
 }
 
 /// Where pods are found.
@@ -247,7 +256,9 @@ async fn agent(options: Options) -> anyhow::Result<()> {
     };
     let inspect: Arc<dyn Inspect> = Arc::new(shared.clone());
     stage.send_replace(Stage::Running(Arc::clone(&inspect)));
-    let admin = tokio::spawn(admin::serve(inspect, options.level.clone(), socket, tcp, drain));
+    let bounds = options.bounds();
+    let level = options.level.clone();
+    let admin = tokio::spawn(admin::serve_within(bounds, inspect, level, socket, tcp, drain));
     info!(node_file = %options.node_file.display(), pins = %options.pin_dir.display(), socket = %options.socket.display(), "the agent runs");
 
     let mut second = interval(Duration::from_secs(1));

@@ -33,6 +33,10 @@ pub(super) struct Agent {
     /// Where metrics and health are served over TCP, instead of `admin.listen` of the node file
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
+    /// Answer `GET /explain/NAMESPACE/POD` over TCP as well, for `weir explain --cluster`: the
+    /// pod's policy, and addresses of clients that were refused. Whoever reaches the port may ask
+    #[arg(long, conflicts_with = "uninstall")]
+    explain_over_tcp: bool,
     /// Protect the pods of this node too, as the API server tells them: by KUBECONFIG or
     /// ~/.kube/config, or by the service account of the agent's own pod
     #[arg(long, requires = "node_name")]
@@ -115,6 +119,7 @@ impl Agent {
             pin_dir: self.pin_dir,
             socket: self.socket,
             listen: self.listen,
+            explain_over_tcp: self.explain_over_tcp,
             bpf_log: self.bpf_log.number(),
             standby: self.standby,
             level,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Exit, client::ClientError};
+use super::{Exit, client::ClientError, cluster::ClusterError};
 
 /// The code of a command that found no agent to ask.
 const UNREACHABLE: u8 = 3;
@@ -13,6 +13,9 @@ pub(super) enum CliError {
     /// The agent was not reached, or refused.
     #[error(transparent)]
     Agent(#[from] ClientError),
+    /// The agent of another node was not reached, or refused.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// Nobody reads any more, or the disk is full.
     #[error("cannot write the answer")]
     Output(#[from] io::Error),
@@ -25,6 +28,7 @@ impl CliError {
     pub(super) fn exit_code(&self) -> Exit {
         match self {
             Self::Agent(error) if !error.is_refusal() => Exit::Code(UNREACHABLE),
+            Self::Cluster(error) if !error.is_refusal() => Exit::Code(UNREACHABLE),
             _ => Exit::NotOk,
         }
     }

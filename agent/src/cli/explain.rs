@@ -10,7 +10,8 @@ use serde::de::DeserializeOwned;
 
 use super::{
     Answer, Asked, Exit,
-    client::{Question, encode},
+    client::{Answered, Question, encode},
+    cluster::Through,
     error::CliError,
     explain_domain,
     look::{Look, Mood, clean, count, duration, rate, value},
@@ -46,6 +47,8 @@ pub(super) struct Explain {
     #[command(flatten)]
     asked: Asked,
     #[command(flatten)]
+    through: Through,
+    #[command(flatten)]
     answer: Answer,
 }
 
@@ -53,6 +56,13 @@ impl Explain {
     pub(super) fn run(self, out: &mut dyn Write) -> Result<Exit, CliError> {
         let Self { workload, domain, .. } = &self;
         match domain {
+            None if self.through.is_wanted() => {
+                let pod = workload.as_deref().unwrap_or_default();
+                self.tell(&self.through.explain(pod)?, render, out)
+            }
+            Some(_) if self.through.is_wanted() => Err(CliError::Failed(anyhow::anyhow!(
+                "domains are explained on their node: run `weir explain --domain` there"
+            ))),
             None => {
                 let workload = workload.as_deref().unwrap_or_default();
                 self.show(format!("/explain/{}", encode(workload)), render, out)
@@ -70,7 +80,15 @@ impl Explain {
         render: fn(&T, &Look) -> String,
         out: &mut dyn Write,
     ) -> Result<Exit, CliError> {
-        let answered = self.asked.agent().ask::<T>(&Question::get(path))?;
+        self.tell(&self.asked.agent().ask::<T>(&Question::get(path))?, render, out)
+    }
+
+    fn tell<T>(
+        &self,
+        answered: &Answered<T>,
+        render: fn(&T, &Look) -> String,
+        out: &mut dyn Write,
+    ) -> Result<Exit, CliError> {
         if self.answer.is_json() {
             write_json(out, &answered.raw)?;
         } else {

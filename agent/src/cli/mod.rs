@@ -8,6 +8,7 @@ mod agent;
 mod apply;
 mod check;
 mod client;
+mod cluster;
 mod demo;
 mod error;
 mod explain;

@@ -15,10 +15,10 @@ mod post;
 mod watch;
 
 pub use self::{
-    access::ACCESS,
+    access::{ACCESS, Access},
     admission::admission_policies,
     cluster::{Cluster, Snapshot},
     notices::{Cause, Notice, Notices, Object},
     post::Poster,
-    watch::{connect, watch},
+    watch::{connect, connect_once, watch},
 };

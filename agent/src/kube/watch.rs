@@ -24,11 +24,21 @@ use crate::causes::with_causes;
 /// A client as `kubectl` would be one: by `KUBECONFIG`, by `~/.kube/config`, or by the service
 /// account of the pod that this runs in. Nothing is asked yet.
 pub async fn connect() -> anyhow::Result<Client> {
-    let config = Config::infer().await.context(
+    client(true).await
+}
+
+/// The same for somebody who waits for one answer: what fails is not tried again.
+pub async fn connect_once() -> anyhow::Result<Client> {
+    client(false).await
+}
+
+async fn client(default_retry: bool) -> anyhow::Result<Client> {
+    let mut config = Config::infer().await.context(
         "cannot find out where the API server is; expected KUBECONFIG, ~/.kube/config, or a pod's \
          service account",
     )?;
     info!(server = %config.cluster_url, "the API server");
+    config.default_retry = default_retry;
     Client::try_from(config).context("cannot use what is known of the API server")
 }
 
