@@ -18,7 +18,7 @@ use weir::{
 };
 use weir_common::{
     addr::Addr,
-    layout::{Local, Workload},
+    layout::{Local, Record, Workload},
 };
 use weir_tests::{
     agent::{Agent, PATIENCE, eventually},
@@ -110,13 +110,17 @@ fn entries<K: Pod, V: Pod>(layout: &Path, name: &str) -> usize {
     HashMap::<_, K, V>::try_from(map).unwrap().keys().count()
 }
 
-/// What is in the maps of pods: how many slots are taken, and entries of each hash.
+/// What is in the maps of pods: how many slots and cells are taken, and entries of each hash.
 fn held(layout: &Path) -> Vec<(&'static str, usize)> {
     let map = Map::Array(MapData::from_pin(layout.join("WORKLOADS")).unwrap());
     let slots = Array::<_, Workload>::try_from(map).unwrap();
     let taken = slots.iter().filter(|slot| slot.as_ref().unwrap().identity != [0, 0]).count();
+    let map = Map::Array(MapData::from_pin(layout.join("RECORDS")).unwrap());
+    let records = Array::<_, Record>::try_from(map).unwrap();
+    let kept = records.iter().filter(|cell| cell.as_ref().unwrap().kind != 0).count();
     vec![
         ("WORKLOADS", taken),
+        ("RECORDS", kept),
         ("INTERFACES", entries::<u32, u32>(layout, "INTERFACES")),
         ("CALLERS", entries::<u64, u32>(layout, "CALLERS")),
         ("LOCALS", entries::<Local, u32>(layout, "LOCALS")),
