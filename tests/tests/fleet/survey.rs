@@ -112,8 +112,9 @@ fn a_node_tells_who_spends_with_it() {
     assert_eq!((ours.quota.as_str(), ours.limit, ours.window), ("shop_user_ann", 1000, 3600));
     assert!(ours.granted >= ours.left && ours.granted > 0, "{ours:?}");
     assert!(ours.share + theirs.share <= 1000, "{ours:?} {theirs:?}");
-    let (code, text) = agents[0].run(&["status", "--fleet"]);
-    assert_eq!(code, Some(0), "{text}");
+    // A busy machine's store is late at times, and then the code is another.
+    let status = || agents[0].run(&["status", "--fleet"]);
+    let (_, text) = eventually("the store is up", status, |(code, _)| *code == Some(0));
     assert!(text.starts_with("east/node-1, store redis://127.0.0.1:"), "{text}");
 
     // Without the store it says so, and what it still has.
