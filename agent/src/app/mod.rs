@@ -39,7 +39,7 @@ pub use self::engine::Engine;
 use self::requests::{Requests, Told};
 use crate::{
     admin::{self, Inspect, Peer, Stage},
-    audit::{Subject, Unconfirmed},
+    audit::{Again, Subject},
     clock::Clock,
     datapath::{Datapath, Events},
     kube::{self, Cluster, Poster},
@@ -417,9 +417,14 @@ impl Shared {
         // A few at a time: what all of them show would need much memory at once.
         for some in due.chunks(16) {
             let looked = some.iter().cloned().map(Subject::look).collect();
-            let unconfirmed = self.engine().audit(looked);
+            let untracked = self.engine().audit(looked);
+            if untracked.is_empty() {
+                continue;
+            }
+            let again = untracked.into_iter().map(Again::look).collect();
+            let unconfirmed = self.engine().adopt(again);
             if !unconfirmed.is_empty() {
-                let again = unconfirmed.into_iter().map(Unconfirmed::look).collect();
+                let again = unconfirmed.into_iter().map(Again::look).collect();
                 self.engine().confirm(again);
             }
         }

@@ -9,7 +9,7 @@ use weir_common::{
 };
 
 use super::sockets::Sockets;
-use crate::datapath::{Connection, HalfClosed, Key, Seen, counts_in};
+use crate::datapath::{Connection, Key, Seen, counts_in};
 
 /// Connections that had no socket at the last look: their place, word, and what changes in use.
 pub(super) type Suspects = BTreeMap<u32, (u64, Seen)>;
@@ -24,10 +24,9 @@ pub(super) struct Look {
 
 /// A connection that nobody tracks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Missing {
+pub struct Missing {
     pub(super) key: Key,
     pub(super) direction: Direction,
-    pub(super) half: HalfClosed,
     pub(super) cookie: u64,
 }
 
@@ -96,9 +95,11 @@ pub(super) fn missing<'a>(
 ) -> Vec<Missing> {
     let mut missing = Vec::new();
     for (key, socket) in &look.sockets.connections {
-        let Some(half) = socket.adoptable() else { continue };
         // What stays in the namespace never meets the workload's interface.
         if !own.contains(&key.local) || look.addresses.contains(&key.remote) {
+            continue;
+        }
+        if socket.adoptable().is_none() {
             continue;
         }
         // Sockets do not tell who opened a connection; somebody who listens there does.
@@ -111,7 +112,7 @@ pub(super) fn missing<'a>(
             continue;
         };
         if !counts_in(block, key.remote).is_empty() && !is_tracked(key) {
-            missing.push(Missing { key: *key, direction, half, cookie: socket.cookie });
+            missing.push(Missing { key: *key, direction, cookie: socket.cookie });
         }
     }
     missing
@@ -209,11 +210,11 @@ mod tests {
         }
     }
 
-    /// What is missing when these are the sockets: the direction, and how far it is closed.
-    fn find(sockets: Sockets, block: &Block) -> Vec<(Direction, HalfClosed)> {
+    /// The directions of what is missing when these are the sockets.
+    fn find(sockets: Sockets, block: &Block) -> Vec<Direction> {
         let own = [address(1)].into();
         let missing = missing(&look(sockets), &own, |_, _| Some(block), |_| false);
-        missing.iter().map(|missing| (missing.direction, missing.half)).collect()
+        missing.iter().map(|missing| missing.direction).collect()
     }
 
     #[test]
@@ -221,8 +222,8 @@ mod tests {
         let load = block(RuleKind::Load);
         let sockets = || Sockets::default().with(key(80, 5000), ESTABLISHED, 1);
         let inbound = sockets().listening(Addr::default(), 80);
-        assert_eq!(find(inbound, &load), [(Direction::Ingress, HalfClosed::No)]);
-        assert_eq!(find(sockets(), &load), [(Direction::Egress, HalfClosed::No)]);
+        assert_eq!(find(inbound, &load), [Direction::Ingress]);
+        assert_eq!(find(sockets(), &load), [Direction::Egress]);
     }
 
     #[test]

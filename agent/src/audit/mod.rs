@@ -23,9 +23,10 @@ use std::{
 use tracing::{info, warn};
 use weir_common::{addr::Addr, layout::Direction};
 
+pub use self::judge::Missing;
 use self::{
     drift::Drifts,
-    judge::{Judged, Look, Missing, Suspects, judge, missing},
+    judge::{Judged, Look, Suspects, judge, missing},
     sockets::Sockets,
 };
 use crate::{
@@ -106,26 +107,31 @@ impl Subject {
     }
 }
 
-/// What was adopted from one look, to be confirmed by another: who closed before it was adopted
-/// closed unseen.
+/// What a look showed of a subject that needs another one.
 #[derive(Debug)]
-pub struct Unconfirmed {
+pub struct Again<T> {
     subject: Subject,
-    adopted: Vec<(Missing, Adopted)>,
+    about: Vec<T>,
 }
 
-impl Unconfirmed {
+/// Connections that had a socket before they were found untracked: one that ended in between was seen to
+/// end, and has none any more.
+pub type Untracked = Again<Missing>;
+/// What was adopted: who closed before that closed unseen.
+pub type Unconfirmed = Again<(Missing, Adopted)>;
+
+impl<T> Again<T> {
     /// Looks once more, see [`Subject::look`].
-    pub fn look(self) -> Confirmation {
-        Confirmation { looked: self.subject.look(), adopted: self.adopted }
+    pub fn look(self) -> LookedAgain<T> {
+        LookedAgain { looked: self.subject.look(), about: self.about }
     }
 }
 
-/// See [`Unconfirmed::look`].
+/// See [`Again::look`].
 #[derive(Debug)]
-pub struct Confirmation {
+pub struct LookedAgain<T> {
     looked: Looked,
-    adopted: Vec<(Missing, Adopted)>,
+    about: Vec<T>,
 }
 
 /// What is known of one workload.
@@ -212,13 +218,13 @@ impl Auditor {
         self.node_due_ns <= now_ns
     }
 
-    /// Takes in what looks showed, and acts on it.
+    /// Takes in what looks showed, and acts on it; but for what is untracked.
     pub fn audit(
         &mut self,
         looked: Vec<Looked>,
         datapath: &Datapath,
         now_ns: u64,
-    ) -> Vec<Unconfirmed> {
+    ) -> Vec<Untracked> {
         let tracks = match datapath.tracks() {
             Ok(tracks) => tracks,
             Err(error) => {
@@ -233,15 +239,15 @@ impl Auditor {
         for connection in tracks.established() {
             by_slot.entry(connection.workload).or_default().push(connection);
         }
-        let mut unconfirmed = Vec::new();
+        let mut untracked = Vec::new();
         for Looked { subject, look } in looked {
             match look {
                 Ok(look) => {
                     let slot = datapath.rules(subject.workload).map_or(0, |rules| rules.slot());
                     let tracked = by_slot.remove(&slot).unwrap_or_default();
-                    let adopted = self.compare(&subject, &look, tracked, datapath, &tracks, now_ns);
-                    if !adopted.is_empty() {
-                        unconfirmed.push(Unconfirmed { subject, adopted });
+                    let about = self.compare(&subject, &look, tracked, datapath, &tracks, now_ns);
+                    if !about.is_empty() {
+                        untracked.push(Again { subject, about });
                     }
                 }
                 Err(error) => self.fail(&subject, &error, now_ns),
@@ -253,7 +259,7 @@ impl Auditor {
             self.remove_orphans(datapath, &tracks, by_slot);
             self.correct_counters(datapath, &tracks);
         }
-        unconfirmed
+        untracked
     }
 
     fn compare(
@@ -264,7 +270,7 @@ impl Auditor {
         datapath: &Datapath,
         tracks: &Tracks<'_>,
         now_ns: u64,
-    ) -> Vec<(Missing, Adopted)> {
+    ) -> Vec<Missing> {
         // What was true when the look began may not be any more.
         let Some(audited) = self.workloads.get_mut(&subject.workload) else { return Vec::new() };
         let rules = datapath.rules(subject.workload).filter(Rules::is_tracked);
@@ -289,21 +295,6 @@ impl Auditor {
         let addresses: HashSet<Addr> = subject.addresses.iter().copied().map(Addr::from).collect();
         let of_port = |direction, port| rules.of_port(direction, port);
         let missing = missing(look, &addresses, of_port, |key| tracks.is_tracked(slot, key));
-        let mut adopted = Vec::new();
-        let mut no_room = 0;
-        for connection in missing {
-            let Missing { key, direction, half, .. } = connection;
-            let port = match direction {
-                Direction::Ingress => key.local_port,
-                Direction::Egress => key.remote_port,
-            };
-            let Some(block) = rules.of_port(direction, port) else { continue };
-            match tracks.adopt(slot, direction, &key, block, half) {
-                Adoption::Adopted(place) => adopted.push((connection, place)),
-                Adoption::NoRoom => no_room += 1,
-                Adoption::Known | Adoption::NotCounted => {}
-            }
-        }
 
         audited.suspects = suspects;
         audited.looks += 1;
@@ -315,13 +306,71 @@ impl Auditor {
         let view = &mut audited.view;
         view.tracked = tracked.saturating_sub(removed);
         view.unjudged = unjudged;
-        // What was adopted is added when it is confirmed.
-        (view.excess, view.missing) = (removed, no_room);
+        // What is untracked is added when it was looked at again.
+        (view.excess, view.missing) = (removed, 0);
         view.removed += removed;
         view.error = None;
         if removed > 0 {
             info!(workload = subject.name, removed, "tracked connections without a socket");
         }
+        missing
+    }
+
+    /// Takes in second looks: adopts what still has its socket, and is still not tracked.
+    pub fn adopt(
+        &mut self,
+        again: Vec<LookedAgain<Missing>>,
+        datapath: &Datapath,
+        now_ns: u64,
+    ) -> Vec<Unconfirmed> {
+        let mut unconfirmed = Vec::new();
+        for LookedAgain { looked: Looked { subject, look }, about } in again {
+            match datapath.tracks().map_err(io::Error::other).and_then(|tracks| Ok((tracks, look?)))
+            {
+                Ok((tracks, look)) => {
+                    let about = self.adopt_all(&subject, &look, about, datapath, &tracks);
+                    if !about.is_empty() {
+                        unconfirmed.push(Again { subject, about });
+                    }
+                }
+                Err(error) => self.fail(&subject, &error, now_ns),
+            }
+        }
+        unconfirmed
+    }
+
+    fn adopt_all(
+        &mut self,
+        subject: &Subject,
+        look: &Look,
+        missing: Vec<Missing>,
+        datapath: &Datapath,
+        tracks: &Tracks<'_>,
+    ) -> Vec<(Missing, Adopted)> {
+        let Some(audited) = self.workloads.get_mut(&subject.workload) else { return Vec::new() };
+        let rules = datapath.rules(subject.workload).filter(Rules::is_tracked);
+        let Some(rules) = rules.filter(|_| audited.subject == *subject) else { return Vec::new() };
+        let mut adopted = Vec::new();
+        let mut no_room = 0;
+        for connection in missing {
+            let Missing { key, direction, cookie, .. } = connection;
+            let socket = look.sockets.connections.get(&key);
+            let Some(half) = socket.filter(|it| it.cookie == cookie).and_then(|it| it.adoptable())
+            else {
+                continue;
+            };
+            let port = match direction {
+                Direction::Ingress => key.local_port,
+                Direction::Egress => key.remote_port,
+            };
+            let Some(block) = rules.of_port(direction, port) else { continue };
+            match tracks.adopt(rules.slot(), direction, &key, block, half) {
+                Adoption::Adopted(place) => adopted.push((connection, place)),
+                Adoption::NoRoom => no_room += 1,
+                Adoption::Known | Adoption::NotCounted => {}
+            }
+        }
+        audited.view.missing = no_room;
         if no_room > 0 {
             warn!(
                 workload = subject.name,
@@ -331,9 +380,14 @@ impl Auditor {
         adopted
     }
 
-    /// Takes in second looks: what was adopted and is gone by now may have closed unseen.
-    pub fn confirm(&mut self, confirmations: Vec<Confirmation>, datapath: &Datapath, now_ns: u64) {
-        for Confirmation { looked: Looked { subject, look }, adopted } in confirmations {
+    /// Takes in third looks: what was adopted and is gone by now may have closed unseen.
+    pub fn confirm(
+        &mut self,
+        again: Vec<LookedAgain<(Missing, Adopted)>>,
+        datapath: &Datapath,
+        now_ns: u64,
+    ) {
+        for LookedAgain { looked: Looked { subject, look }, about: adopted } in again {
             let all = adopted.len() as u64;
             let disowned = match look {
                 Ok(look) => disown(&subject, &look, &adopted, datapath),

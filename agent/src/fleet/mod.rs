@@ -9,6 +9,8 @@
 
 mod directory;
 mod driver;
+#[cfg(test)]
+mod held_tests;
 pub mod leaser;
 pub mod node;
 mod registry;

@@ -76,6 +76,8 @@ fn what_the_kernel_has_no_room_for_is_a_problem_until_it_has() {
     };
     assert_eq!(full(), 1);
     let _container = cluster.start(&web, &uid(1), json!({"weir.dev/connections.80": "5/s"}));
+    let is_known = || agent.status().workloads.iter().any(|workload| workload.name == name(&web));
+    eventually("the pod is known", is_known, |is_known| *is_known);
     for value in ["6/s", "7/s", "8/s"] {
         cluster.server.annotate("pods", &name(&web), "weir.dev/connections.80", Some(value));
         let explained = || agent.request("GET", "/explain/shop%2Fweb", "").unwrap().1;

@@ -2,8 +2,9 @@
 
 use super::Engine;
 use crate::{
-    audit::{Confirmation, Looked, Network, Subject, Unconfirmed},
+    audit::{Looked, LookedAgain, Missing, Network, Subject, Unconfirmed, Untracked},
     config::{Location, PodLocation},
+    datapath::Adopted,
 };
 
 impl Engine {
@@ -33,15 +34,21 @@ impl Engine {
         self.auditor.is_due(self.clock.monotonic_ns())
     }
 
-    /// Takes in what looks at sockets showed; what was adopted is to be looked at again.
-    pub fn audit(&mut self, looked: Vec<Looked>) -> Vec<Unconfirmed> {
+    /// Takes in what looks at sockets showed. What is not tracked is to be looked at again,
+    pub fn audit(&mut self, looked: Vec<Looked>) -> Vec<Untracked> {
         let now = self.clock.monotonic_ns();
         self.auditor.audit(looked, &self.datapath, now)
     }
 
-    /// Takes in those second looks.
-    pub fn confirm(&mut self, confirmations: Vec<Confirmation>) {
+    /// and then adopted, to be looked at once more,
+    pub fn adopt(&mut self, again: Vec<LookedAgain<Missing>>) -> Vec<Unconfirmed> {
         let now = self.clock.monotonic_ns();
-        self.auditor.confirm(confirmations, &self.datapath, now);
+        self.auditor.adopt(again, &self.datapath, now)
+    }
+
+    /// and confirmed.
+    pub fn confirm(&mut self, again: Vec<LookedAgain<(Missing, Adopted)>>) {
+        let now = self.clock.monotonic_ns();
+        self.auditor.confirm(again, &self.datapath, now);
     }
 }
