@@ -21,21 +21,27 @@ fn ask<T: FromRedisValue>(client: &mut Connection, words: &[&str]) -> T {
     cmd(name).arg(rest).query(client).expect("a server answers")
 }
 
-/// Whether a server is a master, and as a replica whether it has all that its master has.
-fn role(server: &Server) -> (String, bool) {
-    let info: InfoDict = ask(&mut server.client(), &["INFO", "replication"]);
+/// Whether a server is a master, and as a replica whether it has all that its master has. One whose role
+/// changes breaks its connections off, and says nothing.
+fn role(server: &Server) -> Option<(String, bool)> {
+    let info: InfoDict = cmd("INFO").arg("replication").query(&mut server.client()).ok()?;
     let link: Option<String> = info.get("master_link_status");
-    (info.get("role").unwrap_or_default(), link.as_deref() == Some("up"))
+    Some((info.get("role").unwrap_or_default(), link.as_deref() == Some("up")))
 }
 
 /// Waits until a replica has all that its master has.
 pub fn await_replica(server: &Server) {
-    eventually("the replica has all", || role(server), |(role, is_up)| role == "slave" && *is_up);
+    let has_all = |seen: &Option<(String, bool)>| {
+        seen.as_ref().is_some_and(|(role, is_up)| role == "slave" && *is_up)
+    };
+    eventually("the replica has all", || role(server), has_all);
 }
 
 /// Waits until a replica has taken over.
 pub fn await_master(server: &Server) {
-    eventually("the replica took over", || role(server).0, |role| role == "master");
+    let has_taken_over =
+        |seen: &Option<(String, bool)>| seen.as_ref().is_some_and(|(role, _)| role == "master");
+    eventually("the replica took over", || role(server), has_taken_over);
 }
 
 /// A cluster of three masters, of which the first has a replica.
