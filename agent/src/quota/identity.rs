@@ -50,15 +50,23 @@ pub struct Keys {
 impl Keys {
     /// Begins a name.
     pub fn start(&self) -> Name {
-        Name { high: self.high.build_hasher(), low: self.low.build_hasher() }
+        let (high, low) = (self.high.build_hasher(), self.low.build_hasher());
+        Name { high, low, waiting: [0; PIECE], length: 0 }
     }
 }
+
+/// Bytes that are hashed at once. Names are made of many short texts, and each call of a hasher costs more
+/// than the bytes; most names are shorter than this.
+const PIECE: usize = 128;
 
 /// A name being written.
 #[derive(Clone, Debug)]
 pub struct Name {
     high: DefaultHasher,
     low: DefaultHasher,
+    /// What was written and not hashed yet.
+    waiting: [u8; PIECE],
+    length: usize,
 }
 
 impl Name {
@@ -67,10 +75,24 @@ impl Name {
         self.bytes(text.as_bytes());
     }
 
-    /// Appends bytes as they are.
-    pub fn bytes(&mut self, bytes: &[u8]) {
-        self.high.write(bytes);
-        self.low.write(bytes);
+    /// Appends bytes as they are. Pieces end where they are full, so they depend on the name alone and
+    /// not on how it was cut.
+    pub fn bytes(&mut self, mut bytes: &[u8]) {
+        loop {
+            let room = self.waiting.get_mut(self.length..).unwrap_or_default();
+            let (now, rest) = bytes.split_at(room.len().min(bytes.len()));
+            if let Some(room) = room.get_mut(..now.len()) {
+                room.copy_from_slice(now);
+            }
+            self.length += now.len();
+            if rest.is_empty() {
+                return;
+            }
+            self.high.write(&self.waiting);
+            self.low.write(&self.waiting);
+            self.length = 0;
+            bytes = rest;
+        }
     }
 
     /// Appends an entry.
@@ -88,7 +110,38 @@ impl Name {
     }
 
     /// The name.
-    pub fn finish(&self) -> Identity {
+    pub fn finish(mut self) -> Identity {
+        let waiting = self.waiting.get(..self.length).unwrap_or_default();
+        self.high.write(waiting);
+        self.low.write(waiting);
         Identity { high: self.high.finish(), low: self.low.finish() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_name_is_its_text_however_it_was_cut(
+            text in prop::collection::vec(any::<u8>(), 0..400),
+            cuts in prop::collection::vec(0..400_usize, 0..8),
+        ) {
+            let keys = Keys::default();
+            let mut whole = keys.start();
+            whole.bytes(&text);
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let mut pieces = keys.start();
+            cuts.windows(2).for_each(|cut| pieces.bytes(&text[cut[0]..cut[1]]));
+            let longer = { let mut longer = whole.clone(); longer.bytes(&[0]); longer };
+            let whole = whole.finish();
+            prop_assert_eq!(whole, pieces.finish());
+            prop_assert_ne!(whole, longer.finish());
+        }
     }
 }

@@ -12,6 +12,7 @@
 
 use std::time::Duration;
 
+mod ahead;
 mod answer;
 pub mod caller;
 pub mod config;

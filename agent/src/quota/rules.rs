@@ -12,6 +12,7 @@ use envoy_types::pb::{
 };
 
 use super::{
+    ahead,
     engine::{Impossible, Meter},
     model::{
         self, Access, Algorithm, Amount, Configuration, Consistency, OnStoreFailure, Scope,
@@ -34,6 +35,8 @@ pub struct Rules {
     pub(super) settings: Settings,
     pub(super) domains: Vec<Domain>,
     nodes: Vec<Node>,
+    /// The nodes' names, one after another: nodes are small and stay in the caches.
+    names: String,
     table: Table,
     /// In the order of the configuration.
     pub(super) rules: Vec<Rule>,
@@ -59,52 +62,75 @@ type NodeId = u32;
 #[derive(Debug)]
 struct Node {
     parent: NodeId,
-    /// `key` or `key_value`.
-    composite: Box<str>,
+    /// `key` or `key_value`: from where and to where in the names.
+    composite: (u32, u32),
     /// Bytes of the key in it.
-    key: usize,
-    /// Children with a `*`, in the order of the file.
-    wildcards: Vec<(Wildcard, NodeId)>,
-    has_children: bool,
+    key: u32,
     rule: Option<u32>,
+    /// Children with a `*`, in the order of the file.
+    wildcards: Option<Box<[(Wildcard, NodeId)]>>,
+    children: Children,
     share_threshold: bool,
     value_to_metric: bool,
 }
 
-/// What holds for a descriptor.
+/// What stands below a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Children {
+    None,
+    /// The next level of most files. It stands right behind its parent, and so does its name: nothing
+    /// has to be looked up in the table.
+    One(NodeId),
+    /// They are in the table.
+    Many,
+}
+
+/// What holds for a descriptor. What a decision reads stands first, in one cache line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Rule {
+    /// The limits; none for "unlimited". The first is the descriptor's own, others are further ones.
+    pub meters: Box<[Meter]>,
     /// The limits as responses tell them, one for each meter. An unlimited rule has one too, of which
     /// only the name means something.
     pub limits: Box<[RateLimit]>,
-    /// The limits; none for "unlimited". The first is the descriptor's own, others are further ones.
-    pub meters: Box<[Meter]>,
+    /// Numbers of the names that it replaces.
+    pub(super) replaces: Box<[u32]>,
+    pub(super) series: Arc<Series>,
     /// Whether everything is admitted.
     pub unlimited: bool,
+    /// Counted, not enforced.
+    pub shadow_mode: bool,
+    /// May be over while another quota is not.
+    pub quota_mode: bool,
+    /// The name of its series depends on the request.
+    pub(super) is_named_by_values: bool,
     /// Who shares the count.
     pub scope: Scope,
     /// For `Scope::Fleet`: how exact.
     pub consistency: Consistency,
     /// For `Scope::Fleet`: what holds without an answer.
     pub on_store_failure: OnStoreFailure,
-    /// Counted, not enforced.
-    pub shadow_mode: bool,
-    /// May be over while another quota is not.
-    pub quota_mode: bool,
+    pub(super) detailed_metric: bool,
+    /// For counts that there is no place for, one word for each meter.
+    pub(super) overflow: Arc<Overflow>,
     /// For dynamic metadata.
     pub metadata: Option<Struct>,
     /// Where it stands.
     pub place: Place,
     /// Number of its name, if it has one.
     pub(super) name: Option<u32>,
-    /// Numbers of the names that it replaces.
-    pub(super) replaces: Box<[u32]>,
-    pub(super) detailed_metric: bool,
-    /// The name of its series depends on the request.
-    pub(super) is_named_by_values: bool,
-    pub(super) series: Arc<Series>,
-    /// For counts that there is no place for, one word for each meter.
-    pub(super) overflow: Arc<Overflow>,
+}
+
+const _: () = assert!(std::mem::offset_of!(Rule, overflow) == 64);
+
+impl Rule {
+    /// Brings along what a decision reads of the rule, while it still hashes the name of its count.
+    fn fetch(&self) {
+        self.meters.iter().take(1).for_each(ahead::fetch);
+        self.limits.iter().take(1).for_each(ahead::fetch);
+        ahead::fetch(&self.series.counts);
+    }
 }
 
 /// The way of a descriptor through the tree.
@@ -144,9 +170,19 @@ impl Rules {
     }
 
     fn child(&self, parent: NodeId, parts: Parts<'_>) -> Option<NodeId> {
-        self.table.find(parent, parts, |id| {
-            self.nodes.get(id as usize).map(|node| (node.parent, &*node.composite))
-        })
+        match self.node(parent)?.children {
+            Children::None => None,
+            Children::One(id) => joined_is(parts, self.composite(self.node(id)?)).then_some(id),
+            Children::Many => self.table.find(parent, parts, |id| {
+                self.node(id).map(|node| (node.parent, self.composite(node)))
+            }),
+        }
+    }
+
+    /// A node's `key` or `key_value`.
+    fn composite(&self, node: &Node) -> &str {
+        let (from, to) = node.composite;
+        self.names.get(from as usize..to as usize).unwrap_or_default()
     }
 
     fn node(&self, id: NodeId) -> Option<&Node> {
@@ -167,9 +203,11 @@ impl Rules {
             *place.0 = id;
             *place.1 = how;
             if index + 1 == entries.len() {
-                return node.rule.map(|rule| (rule, path));
+                let id = node.rule?;
+                self.rule(id)?.fetch();
+                return Some((id, path));
             }
-            if !node.has_children {
+            if node.children == Children::None {
                 return None;
             }
             parent = id;
@@ -182,7 +220,8 @@ impl Rules {
         if let Some(id) = self.child(parent, composite) {
             return Some((id, Matched::Value));
         }
-        let wildcards = self.node(parent).map_or(&[][..], |node| &node.wildcards);
+        let wildcards =
+            self.node(parent).and_then(|node| node.wildcards.as_deref()).unwrap_or_default();
         if let Some((_, id)) = wildcards.iter().find(|(wildcard, _)| wildcard.matches(composite)) {
             return Some((*id, Matched::Wildcard));
         }
@@ -208,7 +247,8 @@ impl Rules {
             let mut levels = Vec::new();
             let mut at = node;
             while at.parent != ROOT {
-                let (key, rest) = at.composite.split_at_checked(at.key).unwrap_or_default();
+                let (key, rest) =
+                    self.composite(at).split_at_checked(at.key as usize).unwrap_or_default();
                 levels.push((key, rest.strip_prefix('_')));
                 if at.parent == domain.root {
                     levels.reverse();
@@ -230,7 +270,7 @@ impl Rules {
     fn shared_pattern<'a>(&'a self, path: &Path, index: usize, entry: &Entry) -> Option<&'a str> {
         let (node, how) = self.level(path, index)?;
         (node.share_threshold && how == Matched::Wildcard)
-            .then(|| without_key(&node.composite, &entry.key))
+            .then(|| without_key(self.composite(node), &entry.key))
     }
 
     /// How a level of a rule's path stands in the name of its series, in pieces.
@@ -254,7 +294,7 @@ impl Rules {
             Some((_, Matched::Value)) => with_value(&entry.value),
             Some((node, _)) if node.value_to_metric => with_value(&entry.value),
             Some((node, Matched::Wildcard)) => {
-                [&entry.key, "_", without_key(&node.composite, &entry.key)]
+                [&entry.key, "_", without_key(self.composite(node), &entry.key)]
             }
             _ => [&entry.key, "", ""],
         }
@@ -269,24 +309,28 @@ fn without_key<'a>(composite: &'a str, key: &str) -> &'a str {
 /// A parent that no node has: what stands below it are domains.
 const ROOT: NodeId = NodeId::MAX;
 
+/// A number that no node and no domain has.
+const EMPTY: u32 = u32::MAX;
+
 /// From (parent, text) to a number. Built once.
 #[derive(Debug, Default)]
 struct Table {
-    places: Box<[Option<(u32, u32)>]>,
+    /// Hash and number; [`EMPTY`] where there is none.
+    places: Box<[(u32, u32)]>,
 }
 
 impl Table {
     fn new<'a>(entries: impl ExactSizeIterator<Item = (NodeId, &'a str, u32)>) -> Self {
         let size = (entries.len() * 2).next_power_of_two().max(2);
-        let mut places = vec![None; size];
+        let mut places = vec![(0, EMPTY); size];
         for (parent, text, id) in entries {
             let hash = hash(parent, [text, "", ""]);
             let mut at = hash as usize & (size - 1);
-            while places.get(at).is_some_and(Option::is_some) {
+            while places.get(at).is_some_and(|(_, id)| *id != EMPTY) {
                 at = (at + 1) & (size - 1);
             }
             if let Some(place) = places.get_mut(at) {
-                *place = Some(((hash >> 32) as u32, id));
+                *place = ((hash >> 32) as u32, id);
             }
         }
         Self { places: places.into() }
@@ -302,7 +346,7 @@ impl Table {
         let mask = self.places.len().wrapping_sub(1);
         let mut at = hash as usize & mask;
         // It is half empty, so this ends.
-        while let Some((tag, id)) = self.places.get(at).copied().flatten() {
+        while let Some((tag, id)) = self.places.get(at).copied().filter(|(_, id)| *id != EMPTY) {
             if tag == (hash >> 32) as u32
                 && entry(id).is_some_and(|(of, text)| of == parent && joined_is(parts, text))
             {
@@ -339,10 +383,12 @@ pub fn compile(
             settings,
             domains: Vec::new(),
             nodes: Vec::new(),
+            names: String::new(),
             table: Table::default(),
             rules: Vec::new(),
         },
         known: HashMap::new(),
+        wildcards: HashMap::new(),
         names: HashMap::new(),
         problems: Vec::new(),
     };
@@ -390,6 +436,8 @@ struct Compiler {
     rules: Rules,
     /// Where each (parent, composite) stands.
     known: HashMap<(NodeId, String), Place>,
+    /// The children with a `*` of each node, in the order of the file.
+    wildcards: HashMap<NodeId, Vec<(Wildcard, NodeId)>>,
     names: HashMap<String, u32>,
     problems: Vec<Problem>,
 }
@@ -431,11 +479,11 @@ impl Compiler {
     fn new_domain(&mut self, domain: &model::Domain) -> NodeId {
         let root = self.push(Node {
             parent: ROOT,
-            composite: Box::default(),
+            composite: (0, 0),
             key: 0,
-            wildcards: Vec::new(),
-            has_children: true,
             rule: None,
+            wildcards: None,
+            children: Children::None,
             share_threshold: false,
             value_to_metric: false,
         });
@@ -500,18 +548,30 @@ impl Compiler {
         let is_open = has_wildcard || descriptor.value.is_empty();
         let by_value = by_value || descriptor.value_to_metric && is_open;
         let rule = self.rule(domain, descriptor, levels, by_value);
+        let from = position(&self.rules.names);
+        self.rules.names.push_str(&composite);
+        if position(&self.rules.names) == EMPTY {
+            let what = "the keys and values before it take 4 GiB";
+            self.problems.push(Problem::error(descriptor.place.clone(), what, "fewer"));
+        }
         let id = self.push(Node {
             parent,
-            composite: composite.as_str().into(),
-            key: descriptor.key.len(),
-            wildcards: Vec::new(),
-            has_children: !descriptor.descriptors.is_empty(),
+            composite: (from, position(&self.rules.names)),
+            key: position(&descriptor.key),
             rule,
+            wildcards: None,
+            children: Children::None,
             share_threshold: descriptor.share_threshold,
             value_to_metric: descriptor.value_to_metric,
         });
-        if has_wildcard && let Some(parent) = self.rules.nodes.get_mut(parent as usize) {
-            parent.wildcards.push((Wildcard::new(&composite), id));
+        if let Some(parent) = self.rules.nodes.get_mut(parent as usize) {
+            parent.children = match parent.children {
+                Children::None => Children::One(id),
+                Children::One(_) | Children::Many => Children::Many,
+            };
+        }
+        if has_wildcard {
+            self.wildcards.entry(parent).or_default().push((Wildcard::new(&composite), id));
         }
         self.level(domain, id, &descriptor.descriptors, levels, by_value);
     }
@@ -645,15 +705,25 @@ impl Compiler {
             self.problems.sort();
             return Err(self.problems);
         }
+        for (parent, wildcards) in self.wildcards {
+            if let Some(parent) = self.rules.nodes.get_mut(parent as usize) {
+                parent.wildcards = Some(wildcards.into());
+            }
+        }
         let rules = &self.rules;
         let below = |node: &Node| node.parent != ROOT;
         let nodes = rules.nodes.iter().zip(0..).filter(|(node, _)| below(node));
-        let nodes = nodes.map(|(node, id)| (node.parent, &*node.composite, id));
+        let nodes = nodes.map(|(node, id)| (node.parent, rules.composite(node), id));
         let domains = rules.domains.iter().zip(0..).map(|(domain, id)| (ROOT, &*domain.name, id));
         let entries: Vec<_> = nodes.chain(domains).collect();
         self.rules.table = Table::new(entries.into_iter());
         Ok(self.rules)
     }
+}
+
+/// A length as nodes keep it.
+fn position(text: &str) -> u32 {
+    u32::try_from(text.len()).unwrap_or(EMPTY)
 }
 
 /// A node's part of a limit is rounded down, but never to nothing: a limit of 0 is a ban.

@@ -31,8 +31,9 @@ impl Counter {
     }
 }
 
-/// What the original counts for each limit, under its names (`src/stats/manager_impl.go`).
+/// What the original counts for each limit, under its names (`src/stats/manager_impl.go`). One cache line.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct Counts {
     /// Hits asked for.
     pub total_hits: Counter,

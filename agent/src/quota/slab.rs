@@ -31,7 +31,7 @@ use std::{
 use weir_common::window::SKEW_SECONDS;
 
 use super::{
-    Now,
+    Now, ahead,
     engine::{Kind, Step, Taken},
     identity::Identity,
 };
@@ -109,6 +109,7 @@ impl Slab {
         mut step: impl FnMut(u64) -> Step,
     ) -> Result<Taken, Crowded> {
         let pair = self.pair(identity);
+        self.fetch(pair, identity);
         loop {
             let Some((line, way)) = self.find(pair, identity) else {
                 match self.create(pair, identity, kind, now, &mut step) {
@@ -164,6 +165,16 @@ impl Slab {
         [first, if second == first { (first + 1) % self.lines.len() } else { second }]
     }
 
+    /// Brings along both lines' tags and the ways that a count rather takes, all at once.
+    fn fetch(&self, pair: [usize; 2], identity: Identity) {
+        for line in pair.into_iter().filter_map(|index| self.line(index)) {
+            ahead::fetch(&line.tags);
+            if let Some(way) = line.ways.get(preferred(identity)) {
+                ahead::fetch(&way.word);
+            }
+        }
+    }
+
     fn line(&self, index: usize) -> Option<&Line> {
         self.lines.get(index)
     }
@@ -192,7 +203,7 @@ impl Slab {
         let Step { store, taken } = step(0);
         let Some(word) = store else { return Made::Taken(taken) };
         loop {
-            let Some(Free { tag, way, old, .. }) = self.free(pair, now) else {
+            let Some(Free { tag, way, old, .. }) = self.free(pair, identity, now) else {
                 return Made::Crowded;
             };
             if way.word.compare_exchange(old, BUSY, Ordering::AcqRel, Ordering::Relaxed).is_err() {
@@ -207,8 +218,9 @@ impl Slab {
     }
 
     /// A way that nobody needs, in the line that has more of them.
-    fn free(&self, pair: [usize; 2], now: Now) -> Option<Free<'_>> {
-        let [first, second] = pair.map(|index| self.line(index).and_then(|line| free(line, now)));
+    fn free(&self, pair: [usize; 2], identity: Identity, now: Now) -> Option<Free<'_>> {
+        let free = |index| self.line(index).and_then(|line| free(line, preferred(identity), now));
+        let [first, second] = pair.map(free);
         match (first, second) {
             (Some(first), Some(second)) if second.count > first.count => Some(second),
             (first, second) => first.or(second),
@@ -229,17 +241,26 @@ struct Free<'a> {
     count: usize,
 }
 
-fn free(line: &Line, now: Now) -> Option<Free<'_>> {
+/// The way that a count takes if it can: mostly it is found there, and so it can be fetched together with
+/// the tags that say so.
+fn preferred(identity: Identity) -> usize {
+    identity.low as usize % WAYS
+}
+
+fn free(line: &Line, preferred: usize, now: Now) -> Option<Free<'_>> {
     let then = now.earlier(SKEW_SECONDS);
     let mut found: Option<Free<'_>> = None;
-    for (tag, way) in line.tags.iter().zip(&line.ways) {
+    for (index, (tag, way)) in line.tags.iter().zip(&line.ways).enumerate() {
         let old = way.word.load(Ordering::Acquire);
         let kind = Kind::decode(way.kind.load(Ordering::Acquire));
         if old == BUSY || kind.is_some_and(|kind| !kind.is_over(old, then)) {
             continue;
         }
         let count = found.as_ref().map_or(0, |found| found.count) + 1;
-        found = Some(Free { tag, way, old, count });
+        found = match found {
+            Some(found) if index != preferred => Some(Free { count, ..found }),
+            _ => Some(Free { tag, way, old, count }),
+        };
     }
     found
 }
