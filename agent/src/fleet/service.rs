@@ -204,8 +204,7 @@ impl Store for Fleet {
             consistency: ask.rule.consistency,
             on_failure: ask.rule.on_store_failure,
         };
-        let quota = self.shared.directory.get(&name)?;
-        self.shared.decide(&quota, hits, now)
+        self.shared.directory.with(&name, |quota| self.shared.decide(quota, hits, now))?
     }
 
     fn ask(&self, questions: Vec<Question>, now: Now) -> Asking {
