@@ -7,6 +7,8 @@
 //! it for Envoy, `app` wires these together. `lab`, `load` and `demo` show it at work.
 
 pub mod admin;
+#[cfg(test)]
+mod allocations;
 pub mod app;
 pub mod audit;
 pub mod causes;

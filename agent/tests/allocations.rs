@@ -1,13 +1,9 @@
 //! A decision allocates its reply and nothing else.
-//!
-//! One test only: the allocator counts what the process does.
-#![allow(unsafe_code, reason = "an allocator is unsafe to write")]
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    cell::Cell,
-};
+#[path = "../src/allocations.rs"]
+mod allocations;
 
+use allocations::counted;
 use envoy_types::pb::envoy::{
     extensions::common::ratelimit::v3::{RateLimitDescriptor, rate_limit_descriptor::Entry},
     service::ratelimit::v3::{RateLimitRequest, RateLimitResponse},
@@ -16,35 +12,6 @@ use weir::quota::{
     Bounds, Caller, Decision, Now, Quotas, Settings,
     config::{self, Source},
 };
-
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: everything is `System`'s; a thread's counter is a plain number that needs no allocation.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller keeps `alloc`'s contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps `dealloc`'s contract.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn counted<T>(work: impl FnOnce() -> T) -> (T, u64) {
-    let before = COUNT.with(Cell::get);
-    let result = work();
-    (result, COUNT.with(Cell::get) - before)
-}
 
 fn decide(quotas: &Quotas, request: &RateLimitRequest) -> RateLimitResponse {
     let now = Now { monotonic_ns: 1 << 40, realtime_ns: 1_700_000_000_000_000_000 };

@@ -177,8 +177,9 @@ mod tests {
     };
 
     use super::*;
+    use crate::allocations::counted;
 
-    fn refuse(offenders: &Offenders, value: &str) {
+    fn refused(value: &str) -> (RateLimitRequest, RateLimitResponse) {
         let entry = |value: &str| Entry { key: "user".to_owned(), value: value.to_owned() };
         let descriptor = |value| RateLimitDescriptor {
             entries: vec![entry(value)],
@@ -194,7 +195,26 @@ mod tests {
             statuses: vec![status(Code::Ok), status(Code::OverLimit)],
             ..RateLimitResponse::default()
         };
+        (request, answer)
+    }
+
+    fn refuse(offenders: &Offenders, value: &str) {
+        let (request, answer) = refused(value);
         offenders.note(&request, &answer, &Caller::default());
+    }
+
+    #[test]
+    fn a_note_allocates_nothing_whether_there_is_room_for_it_or_not() {
+        let offenders = Offenders::default();
+        let caller = Caller { address: Some([10, 0, 0, 7].into()), ..Caller::default() };
+        let (request, answer) = refused(&"mallory ".repeat(50));
+        for round in 0..2 {
+            let note = || (0..WAITING * 2).for_each(|_| offenders.note(&request, &answer, &caller));
+            let ((), allocated) = counted(note);
+            assert_eq!(allocated, 0, "round {round}");
+            offenders.collect(1.0);
+        }
+        assert_eq!(offenders.all(1.0)[0].refused, WAITING as u64 * 4);
     }
 
     #[test]
