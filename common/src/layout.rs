@@ -565,7 +565,7 @@ const _: () = {
     assert!(size_of::<Rule>() == 64);
     assert!(size_of::<Block>() == 64 + MAX_RULES * size_of::<Rule>());
     assert!(size_of::<Event>() == 56);
-    assert!(size_of::<Handup>() == 16 + HANDUP_PACKET);
+    assert!(size_of::<Handup>() == 16 + HANDUP_PACKET && HANDUP_PACKET.is_power_of_two());
     assert!(size_of::<Local>() == 24);
     assert!(size_of::<Slot>() == 128);
     assert!(MAX_CELLS <= 1 << 16);

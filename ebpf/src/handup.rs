@@ -39,16 +39,16 @@ pub extern "C" fn weir_hand_up(skb: *mut __sk_buff, site: u64, cell: u32) -> u64
         return SHOT as u64;
     };
     // One that cannot be sent once more as it is comes by itself: its client repeats it.
-    let mut length = opaque(whole as usize & 0x1ff);
-    if length == 0 || length > HANDUP_PACKET || whole as usize > HANDUP_PACKET || tagged != 0 {
-        length = 0;
-    }
-    fill(&mut entry, Head { cell, slot, ifindex, length: length as u16, lacks: 1 });
-    if length > 0 && length <= HANDUP_PACKET {
+    let fits = whole as usize <= HANDUP_PACKET && whole != 0 && tagged == 0;
+    // Verifiers before 6.3 learn nothing from a comparison with 0: this says 1 to 256 by itself.
+    let length = (opaque(whole.wrapping_sub(1) as usize) & (HANDUP_PACKET - 1)) as u32 + 1;
+    let says = if fits { length as u16 } else { 0 };
+    fill(&mut entry, Head { cell, slot, ifindex, length: says, lacks: 1 });
+    if fits {
         // SAFETY: the packet has room for as many bytes.
         let failed = unsafe {
             let to = addr_of_mut!((*entry.as_mut_ptr()).packet).cast::<c_void>();
-            bpf_skb_load_bytes(skb.cast(), 0, to, length as u32)
+            bpf_skb_load_bytes(skb.cast(), 0, to, length)
         };
         if failed != 0 {
             // SAFETY: as above.
