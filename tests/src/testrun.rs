@@ -34,8 +34,8 @@ use weir_common::{
     gcra::{Params, Refill, q8},
     layout::{
         Block, CellLine, Config, Counts, Direction, Event, HOOKS, Hook, PORTS_EGRESS,
-        PORTS_INGRESS, RULE_DROP, RULE_HTTP1, RULE_SHADOW, Rule, RuleKind, TRACKED, Tally,
-        Workload, port_key,
+        PORTS_INGRESS, RULE_DROP, RULE_HTTP1, RULE_LEASE, RULE_QUOTA, RULE_SHADOW, RULE_WINDOW,
+        Rule, RuleKind, TRACKED, Tally, Workload, port_key,
     },
     load::{self, Load},
     nh::Secret,
@@ -412,6 +412,31 @@ impl Programs {
         }
     }
 
+    /// A quota of so many hits in each window of so many seconds of the clock.
+    pub fn quota_window(&mut self, hits: u64, period_s: u64) -> Rule {
+        Rule {
+            cost: period_s,
+            burst: hits,
+            cell: self.new_cell(),
+            kind: RuleKind::Limit as u8,
+            flags: RULE_QUOTA | RULE_WINDOW,
+            ..Rule::default()
+        }
+    }
+
+    /// A lease of so many hits of a fleet's quota, for the window that the clock shows now.
+    pub fn quota_lease(&mut self, hits: u32, period_s: u64) -> Rule {
+        let rule =
+            Rule { flags: RULE_QUOTA | RULE_LEASE, ..self.quota_window(u32::MAX.into(), period_s) };
+        // The programs have no other clock here than the monotonic one.
+        assert!(now_ns() / SECOND < period_s, "this machine runs for longer than a window lasts");
+        // The first window's lease: the window's number and its hits.
+        let mut line = CellLine::default();
+        line.words[0] = hits.into();
+        self.array::<CellLine>("CELLS").set(rule.cell, line, 0).expect("write CELLS");
+        rule
+    }
+
     /// A limit of so many connections for the whole test: it takes 100 days to refill.
     pub fn connections(&mut self, burst: u64) -> Rule {
         self.limit(1, 100 * DAY / burst, burst)
@@ -693,6 +718,8 @@ pub trait RuleExt {
     fn shadow(self) -> Self;
     /// Refuses without an answer.
     fn dropping(self) -> Self;
+    /// Spends from what others spend from, too.
+    fn spending_a_quota(self) -> Self;
 }
 
 impl RuleExt for Rule {
@@ -711,6 +738,11 @@ impl RuleExt for Rule {
 
     fn dropping(mut self) -> Self {
         self.flags |= RULE_DROP;
+        self
+    }
+
+    fn spending_a_quota(mut self) -> Self {
+        self.flags |= RULE_QUOTA;
         self
     }
 }

@@ -78,6 +78,9 @@ enum Slot {
     Tracks,
     LimitsBytes,
     LimitsFlows,
+    SpendsBucket,
+    SpendsWindow,
+    SpendsLease,
 }
 
 struct Path {
@@ -104,6 +107,15 @@ pub(crate) struct Added {
 const ADMITTED: &str = "tc in: SYN admitted";
 const INBOUND: &str = "tc in: TCP, not a SYN";
 const OUTBOUND: &str = "tc out: TCP, not a SYN";
+/// SYNs that spend a quota, and what that should cost over a limit of connections at most.
+const QUOTAS: [(&str, Slot); 3] = [
+    ("tc in: SYN admitted, quota by a bucket", Slot::SpendsBucket),
+    ("tc in: SYN admitted, quota by a window", Slot::SpendsWindow),
+    ("tc in: SYN admitted, quota from a lease", Slot::SpendsLease),
+];
+const QUOTA_NS: f64 = 40.0;
+/// Longer than any machine runs.
+const CENTURY_S: u64 = 100 * 365 * 86_400;
 
 /// Measures every path.
 pub(crate) fn run(report: &mut Report, rounds: usize) -> Result<Added> {
@@ -166,6 +178,17 @@ fn measure(
             .round(&mut pending)
             .with_context(|| format!("cannot measure {:?}", path.name))
     })?;
+    let plain = paths.iter().zip(&samples).find(|(path, _)| path.name == ADMITTED);
+    for (path, samples) in paths.iter().zip(&samples) {
+        if let Some((_, plain)) = plain
+            && QUOTAS.iter().any(|(name, _)| *name == path.name)
+        {
+            let more: Vec<f64> =
+                samples.iter().zip(plain).map(|(one, other)| one - other).collect();
+            let name = format!("{}, over a plain limit", path.name);
+            report.hold(BENCH, name, "ns", Estimate::median(&more), Target::AtMost(QUOTA_NS));
+        }
+    }
     let (mut admitted, mut inbound, mut outbound) = (None, None, None);
     for (path, samples) in paths.iter().zip(&samples) {
         let cost = Estimate::median(samples);
@@ -282,6 +305,12 @@ fn serve(programs: &mut Programs) {
     give(programs, Slot::DropsPerSource, both(rules));
     let rule = programs.at_once(1_000_000, load::MAX_HANDSHAKES);
     give(programs, Slot::Tracks, both(vec![rule]));
+    let rule = far(programs);
+    give(programs, Slot::SpendsBucket, both(vec![rule.spending_a_quota()]));
+    let rule = programs.quota_window(u32::MAX.into(), CENTURY_S);
+    give(programs, Slot::SpendsWindow, both(vec![rule]));
+    let rule = programs.quota_lease(u32::MAX, CENTURY_S);
+    give(programs, Slot::SpendsLease, both(vec![rule]));
     // A terabit a second is more than comes, and what is said is charged.
     let far = 125_000_000_000;
     let rule = programs.bandwidth(far, far);
@@ -367,7 +396,8 @@ fn paths(programs: &mut Programs) -> Vec<Path> {
     let within = |most_ns, path: Path| Path { most_ns: Some(most_ns), ..path };
     let rewritten = |path: Path| Path { frames: path.frames.whole(), ..path };
     let xdp = |name, frames: &Frames, slot, code| row(name, Uplink, frames, slot, code);
-    vec![
+    let quotas = QUOTAS.map(|(name, slot)| pass(name, HostIn, &syn, slot));
+    let others = vec![
         row("tc in: SYN, no workload here", HostIn, &syn, None, TC_NEXT),
         xdp("xdp: SYN to nobody here", &syn, None, XDP_PASS),
         within(ADMIT_NS, pass(ADMITTED, HostIn, &syn, Slot::Admits)),
@@ -403,7 +433,8 @@ fn paths(programs: &mut Programs) -> Vec<Path> {
         rewritten(xdp("xdp: SYN refused, reset", &syn, Some(Slot::Resets), XDP_TX)),
         within(OTHER_NS, xdp("xdp: TCP, not a SYN", &segment, Some(Slot::Admits), XDP_PASS)),
         xdp("xdp: UDP", &datagram, Some(Slot::Admits), XDP_PASS),
-    ]
+    ];
+    others.into_iter().chain(quotas).collect()
 }
 
 /// The time of an empty program, and what reading the clock adds to it.
