@@ -2,11 +2,18 @@
 //! the SYN that waits is sent once more, to be judged again like any other. Nothing was spent on it, so
 //! it never costs two hits, and one that gets lost here is repeated by its client.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::{io::unix::AsyncFd, sync::Semaphore, time::timeout};
-use tracing::debug;
+use tracing::{debug, warn};
 use weir_common::layout::Handup;
 
 use crate::{
@@ -25,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Leases {
     asked: ArcSwapOption<Asked>,
     doors: ArcSwap<HashMap<(u32, u32), Door>>,
+    /// SYNs that were left to their clients since somebody was told.
+    left: AtomicU64,
 }
 
 /// Who is asked, and the quotas by their cells.
@@ -40,6 +49,22 @@ impl Leases {
     pub(super) fn know(&self, datapath: &Datapath) {
         let doors = datapath.doors().map(|(slot, door)| ((slot, door.ifindex), door));
         self.doors.store(Arc::new(doors.collect()));
+    }
+
+    /// Tells how many SYNs were left to their clients since the last time, if any.
+    pub(super) fn tell(&self) {
+        let left = self.left.swap(0, Relaxed);
+        if left > 0 {
+            warn!(
+                left,
+                "SYNs that waited for a quota of the fleet were not sent once more: too many wait \
+                 at once, or they cannot be sent as they are; their clients repeat them"
+            );
+        }
+    }
+
+    fn leave(&self) {
+        self.left.fetch_add(1, Relaxed);
     }
 }
 
@@ -71,10 +96,8 @@ fn take(handup: &Handup, leases: &Arc<Leases>, injector: &Arc<Injector>, waiting
     }
     let wanted = store.want(quota);
     let packet = handup.packet.get(..usize::from(handup.length)).unwrap_or_default().to_vec();
-    let Ok(permit) = Arc::clone(waiting).try_acquire_owned() else { return };
-    if packet.is_empty() {
-        return;
-    }
+    let permit = Arc::clone(waiting).try_acquire_owned().ok().filter(|_| !packet.is_empty());
+    let Some(permit) = permit else { return leases.leave() };
     let (leases, injector) = (Arc::clone(leases), Arc::clone(injector));
     let at = (handup.slot, handup.ifindex);
     tokio::spawn(async move {
@@ -82,12 +105,15 @@ fn take(handup: &Handup, leases: &Arc<Leases>, injector: &Arc<Injector>, waiting
         let _ = timeout(PATIENCE, wanted).await;
         let sent = tokio::task::spawn_blocking(move || {
             let doors = leases.doors.load();
-            let door = doors.get(&at)?;
-            injector.send(&packet, door).err()
+            // An interface that is gone takes its SYNs along.
+            let Some(door) = doors.get(&at) else { return };
+            if let Err(problem) = injector.send(&packet, door) {
+                debug!(problem = with_causes(&problem), "a SYN is left to its client");
+                leases.leave();
+            }
         });
-        if let Ok(Some(problem)) = sent.await {
-            debug!(problem = with_causes(&problem), "a SYN is left to its client");
-        }
+        // A panic inside has been told, and leaves one SYN to its client.
+        let _ = sent.await;
         drop(permit);
     });
 }

@@ -397,6 +397,7 @@ impl Engine {
         if let Err(problem) = self.datapath.tick() {
             error!(error = &problem as &dyn std::error::Error, "cannot tidy the maps");
         }
+        self.quotas.leases().tell();
         // Who came since has not heard; an event may have been lost.
         self.share_evidence();
         self.observer.look(&self.datapath, &self.tables, self.clock.monotonic_ns());
