@@ -10,10 +10,10 @@
 
 use std::{
     io, mem,
-    net::{IpAddr, SocketAddr},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
@@ -185,34 +185,57 @@ impl Arrivals {
         let index = link_index(host.namespace(), host.interface()).map_err(io::Error::other)?;
         let socket = host.namespace().run(|| packet_socket(index)).map_err(io::Error::other)??;
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
+        until_arrivals_are_stamped()?;
         Ok(Self(socket))
     }
 
     /// When those came that nobody has asked for yet, in seconds since 1970.
     pub fn syns(&self) -> Vec<f64> {
         let mut stamps = Vec::new();
-        loop {
-            let mut buffer = [0u8; 2048];
-            let mut control = nix::cmsg_space!(TimeSpec);
-            let mut parts = [io::IoSliceMut::new(&mut buffer)];
-            let flags = MsgFlags::MSG_DONTWAIT;
-            let fd = self.0.as_raw_fd();
-            let Ok(message) = recvmsg::<()>(fd, &mut parts, Some(&mut control), flags) else {
-                return stamps;
-            };
-            let stamp = message.cmsgs().expect("read a stamp").find_map(|control| match control {
-                ControlMessageOwned::ScmTimestampns(stamp) => Some(Duration::from(stamp)),
-                _ => None,
-            });
-            let length = message.bytes;
+        let mut buffer = [0u8; 2048];
+        while let Some((length, stamp)) = receive_stamped(self.0.as_fd(), &mut buffer) {
             let is_syn = SlicedPacket::from_ethernet(&buffer[..length]).is_ok_and(|packet| {
                 matches!(packet.transport, Some(TransportSlice::Tcp(tcp)) if tcp.syn() && !tcp.ack())
             });
             if is_syn {
-                stamps.push(stamp.expect("a packet without a stamp").as_secs_f64());
+                stamps.push(stamp.as_secs_f64());
             }
         }
+        stamps
     }
+}
+
+/// The kernel begins to stamp what arrives some time after the first socket asked for it: it has
+/// its code patched by a worker. Until then a packet is stamped when it is read.
+/// <https://elixir.bootlin.com/linux/v6.12/source/net/core/dev.c#L2119> (`net_enable_timestamp`)
+fn until_arrivals_are_stamped() -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
+    let patience = Instant::now() + LONGEST;
+    loop {
+        socket.send_to(&[0], socket.local_addr()?)?;
+        let here = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?;
+        if receive_stamped(socket.as_fd(), &mut [0]).is_some_and(|(_, stamp)| stamp < here) {
+            return Ok(());
+        }
+        if Instant::now() > patience {
+            return Err(io::Error::other("the kernel does not stamp what arrives"));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The length of the next packet, and when it came since 1970; nothing if none waits.
+fn receive_stamped(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Option<(usize, Duration)> {
+    let mut control = nix::cmsg_space!(TimeSpec);
+    let mut parts = [io::IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags).ok()?;
+    let stamp = message.cmsgs().expect("read a stamp").find_map(|control| match control {
+        ControlMessageOwned::ScmTimestampns(stamp) => Some(Duration::from(stamp)),
+        _ => None,
+    });
+    Some((message.bytes, stamp.expect("a packet without a stamp")))
 }
 
 fn packet_socket(index: u32) -> io::Result<OwnedFd> {
