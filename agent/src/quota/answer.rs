@@ -13,7 +13,7 @@ use envoy_types::pb::{
 
 use super::{
     Quotas,
-    decide::{Found, Judged, Judgements},
+    decide::{Found, Judged},
     engine::Taken,
     identity::Name,
     metadata,
@@ -30,7 +30,7 @@ impl Quotas {
         rules: &Rules,
         domain: Option<&Domain>,
         request: &RateLimitRequest,
-        judged: &Judgements,
+        judged: &[Judged],
     ) -> RateLimitResponse {
         let settings = &rules.settings;
         let mut overall = Overall::default();

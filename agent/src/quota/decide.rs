@@ -6,12 +6,12 @@ use envoy_types::pb::envoy::{
     extensions::common::ratelimit::v3::RateLimitDescriptor,
     service::ratelimit::v3::{RateLimitRequest, RateLimitResponse},
 };
+use smallvec::SmallVec;
 
 use super::{
     Now, Quotas,
     caller::Caller,
     engine::{Hits, Meter, Taken},
-    few::Few,
     identity::Identity,
     model::Scope,
     refused::Refused,
@@ -58,7 +58,7 @@ pub(super) enum Found {
 }
 
 /// Descriptors that are judged without allocating.
-pub(super) type Judgements = Few<Judged, 10>;
+pub(super) type Judgements = SmallVec<[Judged; 10]>;
 
 impl Quotas {
     /// Decides about a request: matches every descriptor, counts, and says whether any limit is
@@ -93,8 +93,8 @@ impl Quotas {
         let rules = rules.as_ref().ok_or(Refused::NothingLoaded)?;
         let Some(domain) = rules.domain(&request.domain) else {
             self.service.domain_not_found.add(request.descriptors.len() as u64);
-            let found = request.descriptors.iter().map(|_| Judged::nothing());
-            return Ok(Decision::Ready(self.answer(rules, None, request, &Few::of(found))));
+            let found: Judgements = request.descriptors.iter().map(|_| Judged::nothing()).collect();
+            return Ok(Decision::Ready(self.answer(rules, None, request, &found)));
         };
         if !domain.access.permits(caller) {
             return Err(Refused::PermissionDenied { domain: request.domain.clone() });
@@ -306,9 +306,9 @@ fn replace(rules: &Rules, judged: &mut Judgements) {
             judged.iter().filter_map(rule).any(|rule: &Rule| rule.replaces.contains(&name))
         })
     };
-    let replaced: Few<bool, 10> = Few::of(judged.iter().map(is_replaced));
-    for (judged, is_replaced) in judged.iter_mut().zip(replaced.iter()) {
-        judged.is_replaced = *is_replaced;
+    let replaced: SmallVec<[bool; 10]> = judged.iter().map(is_replaced).collect();
+    for (judged, is_replaced) in judged.iter_mut().zip(replaced) {
+        judged.is_replaced = is_replaced;
     }
 }
 
@@ -391,7 +391,7 @@ impl Waiting {
             }
         }
         let domain = self.rules.domain(&self.request.domain);
-        let judged = Few::of(self.judged.into_iter());
-        Ok(quotas.answer(&self.rules, domain, &self.request, &judged))
+        let judged = &self.judged;
+        Ok(quotas.answer(&self.rules, domain, &self.request, judged))
     }
 }

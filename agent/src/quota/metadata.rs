@@ -11,7 +11,7 @@ use envoy_types::pb::{
 };
 
 use super::{
-    decide::{Found, Judgements},
+    decide::{Found, Judged},
     rules::Rules,
     unit::Unit,
 };
@@ -21,7 +21,7 @@ use super::{
 pub(super) fn of(
     rules: &Rules,
     request: &RateLimitRequest,
-    judged: &Judgements,
+    judged: &[Judged],
     statuses: &[DescriptorStatus],
 ) -> Struct {
     let mut fields = HashMap::new();

@@ -21,6 +21,7 @@ use super::{
     overflow::Overflow,
     series::Series,
     settings::Settings,
+    table::{NONE, Table},
     unit::Unit,
     wildcard::{Parts, Wildcard, joined_is},
 };
@@ -38,6 +39,8 @@ pub struct Rules {
     /// The nodes' names, one after another: nodes are small and stay in the caches.
     names: String,
     table: Table,
+    /// The children with a `*` of each node, in the order of the file.
+    wildcards: HashMap<NodeId, Vec<(Wildcard, NodeId)>>,
     /// In the order of the configuration.
     pub(super) rules: Vec<Rule>,
 }
@@ -67,8 +70,6 @@ struct Node {
     /// Bytes of the key in it.
     key: u32,
     rule: Option<u32>,
-    /// Children with a `*`, in the order of the file.
-    wildcards: Option<Box<[(Wildcard, NodeId)]>>,
     children: Children,
     share_threshold: bool,
     value_to_metric: bool,
@@ -78,11 +79,13 @@ struct Node {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Children {
     None,
-    /// The next level of most files. It stands right behind its parent, and so does its name: nothing
-    /// has to be looked up in the table.
-    One(NodeId),
+    /// The next level of most files, without a `*`. It stands right behind its parent, and so does its
+    /// name: nothing has to be looked up in the table.
+    One,
     /// They are in the table.
     Many,
+    /// They are in the table, and those with a `*` among the wildcards, too.
+    ManyWithWildcards,
 }
 
 /// What holds for a descriptor. What a decision reads stands first, in one cache line.
@@ -136,9 +139,16 @@ impl Rule {
 /// The way of a descriptor through the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Path {
-    nodes: [NodeId; DEEPEST],
+    /// Where it ends. The levels above are this one's parents.
+    last: NodeId,
     how: [Matched; DEEPEST],
-    length: usize,
+    length: u8,
+}
+
+impl Path {
+    fn how(&self, index: usize) -> Option<Matched> {
+        self.how.iter().take(self.length.into()).nth(index).copied()
+    }
 }
 
 /// A level's key, and its value if it has one.
@@ -169,11 +179,14 @@ impl Rules {
         self.rules.get(id as usize)
     }
 
-    fn child(&self, parent: NodeId, parts: Parts<'_>) -> Option<NodeId> {
-        match self.node(parent)?.children {
+    fn child(&self, parent: NodeId, children: Children, parts: Parts<'_>) -> Option<NodeId> {
+        match children {
             Children::None => None,
-            Children::One(id) => joined_is(parts, self.composite(self.node(id)?)).then_some(id),
-            Children::Many => self.table.find(parent, parts, |id| {
+            Children::One => {
+                let id = parent + 1;
+                joined_is(parts, self.composite(self.node(id)?)).then_some(id)
+            }
+            Children::Many | Children::ManyWithWildcards => self.table.find(parent, parts, |id| {
                 self.node(id).map(|node| (node.parent, self.composite(node)))
             }),
         }
@@ -193,39 +206,30 @@ impl Rules {
     /// and value, else the first wildcard that fits, else the key alone; never back; and the rule
     /// counts only if it stands where the descriptor ends.
     pub(super) fn find(&self, domain: &Domain, entries: &[Entry]) -> Option<(u32, Path)> {
-        let mut path =
-            Path { nodes: [0; DEEPEST], how: [Matched::Key; DEEPEST], length: entries.len() };
-        let mut parent = domain.root;
-        let mut places = path.nodes.iter_mut().zip(&mut path.how);
-        for (index, entry) in entries.iter().enumerate() {
-            let (id, how) = self.next(parent, entry)?;
-            let (node, place) = (self.node(id)?, places.next()?);
-            *place.0 = id;
-            *place.1 = how;
-            if index + 1 == entries.len() {
-                let id = node.rule?;
-                self.rule(id)?.fetch();
-                return Some((id, path));
-            }
-            if node.children == Children::None {
-                return None;
-            }
-            parent = id;
+        let mut path = Path { last: domain.root, how: [Matched::Key; DEEPEST], length: 0 };
+        for entry in entries {
+            let how = path.how.get_mut(usize::from(path.length))?;
+            (path.last, *how) = self.next(path.last, entry)?;
+            path.length += 1;
         }
-        None
+        let id = self.node(path.last)?.rule?;
+        self.rule(id)?.fetch();
+        Some((id, path))
     }
 
     fn next(&self, parent: NodeId, entry: &Entry) -> Option<(NodeId, Matched)> {
         let composite = [&*entry.key, "_", &*entry.value];
-        if let Some(id) = self.child(parent, composite) {
+        let children = self.node(parent)?.children;
+        if let Some(id) = self.child(parent, children, composite) {
             return Some((id, Matched::Value));
         }
-        let wildcards =
-            self.node(parent).and_then(|node| node.wildcards.as_deref()).unwrap_or_default();
-        if let Some((_, id)) = wildcards.iter().find(|(wildcard, _)| wildcard.matches(composite)) {
+        if children == Children::ManyWithWildcards
+            && let Some(wildcards) = self.wildcards.get(&parent)
+            && let Some((_, id)) = wildcards.iter().find(|(pattern, _)| pattern.matches(composite))
+        {
             return Some((*id, Matched::Wildcard));
         }
-        self.child(parent, [&*entry.key, "", ""]).map(|id| (id, Matched::Key))
+        self.child(parent, children, [&*entry.key, "", ""]).map(|id| (id, Matched::Key))
     }
 
     /// What stands in the count's name for the value of an entry: its value, or the pattern, if all
@@ -262,15 +266,20 @@ impl Rules {
         found
     }
 
-    fn level(&self, path: &Path, index: usize) -> Option<(&Node, Matched)> {
-        let (id, how) = path.nodes.iter().zip(&path.how).take(path.length).nth(index)?;
-        Some((self.node(*id)?, *how))
+    fn level(&self, path: &Path, index: usize) -> Option<&Node> {
+        let mut node = self.node(path.last)?;
+        for _ in index + 1..path.length.into() {
+            node = self.node(node.parent)?;
+        }
+        Some(node)
     }
 
     fn shared_pattern<'a>(&'a self, path: &Path, index: usize, entry: &Entry) -> Option<&'a str> {
-        let (node, how) = self.level(path, index)?;
-        (node.share_threshold && how == Matched::Wildcard)
-            .then(|| without_key(self.composite(node), &entry.key))
+        if path.how(index) != Some(Matched::Wildcard) {
+            return None;
+        }
+        let node = self.level(path, index)?;
+        node.share_threshold.then(|| without_key(self.composite(node), &entry.key))
     }
 
     /// How a level of a rule's path stands in the name of its series, in pieces.
@@ -290,7 +299,7 @@ impl Rules {
         if rule.detailed_metric {
             return with_value(&entry.value);
         }
-        match self.level(path, index) {
+        match self.level(path, index).zip(path.how(index)) {
             Some((_, Matched::Value)) => with_value(&entry.value),
             Some((node, _)) if node.value_to_metric => with_value(&entry.value),
             Some((node, Matched::Wildcard)) => {
@@ -308,64 +317,6 @@ fn without_key<'a>(composite: &'a str, key: &str) -> &'a str {
 
 /// A parent that no node has: what stands below it are domains.
 const ROOT: NodeId = NodeId::MAX;
-
-/// A number that no node and no domain has.
-const EMPTY: u32 = u32::MAX;
-
-/// From (parent, text) to a number. Built once.
-#[derive(Debug, Default)]
-struct Table {
-    /// Hash and number; [`EMPTY`] where there is none.
-    places: Box<[(u32, u32)]>,
-}
-
-impl Table {
-    fn new<'a>(entries: impl ExactSizeIterator<Item = (NodeId, &'a str, u32)>) -> Self {
-        let size = (entries.len() * 2).next_power_of_two().max(2);
-        let mut places = vec![(0, EMPTY); size];
-        for (parent, text, id) in entries {
-            let hash = hash(parent, [text, "", ""]);
-            let mut at = hash as usize & (size - 1);
-            while places.get(at).is_some_and(|(_, id)| *id != EMPTY) {
-                at = (at + 1) & (size - 1);
-            }
-            if let Some(place) = places.get_mut(at) {
-                *place = ((hash >> 32) as u32, id);
-            }
-        }
-        Self { places: places.into() }
-    }
-
-    fn find<'a>(
-        &self,
-        parent: NodeId,
-        parts: Parts<'_>,
-        entry: impl Fn(u32) -> Option<(NodeId, &'a str)>,
-    ) -> Option<u32> {
-        let hash = hash(parent, parts);
-        let mask = self.places.len().wrapping_sub(1);
-        let mut at = hash as usize & mask;
-        // It is half empty, so this ends.
-        while let Some((tag, id)) = self.places.get(at).copied().filter(|(_, id)| *id != EMPTY) {
-            if tag == (hash >> 32) as u32
-                && entry(id).is_some_and(|(of, text)| of == parent && joined_is(parts, text))
-            {
-                return Some(id);
-            }
-            at = (at + 1) & mask;
-        }
-        None
-    }
-}
-
-/// FNV-1a over the pieces. Nobody who asks puts anything into the table, so it need not be keyed.
-fn hash(parent: NodeId, parts: Parts<'_>) -> u64 {
-    const PRIME: u64 = 0x0100_0000_01b3;
-    let start = 0xcbf2_9ce4_8422_2325 ^ u64::from(parent).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let bytes = parts.into_iter().flat_map(str::bytes);
-    let hash = bytes.fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
-    hash ^ hash >> 29
-}
 
 /// Compiles a configuration. What the rules before it counted, and the counts that there was no place
 /// for, go on in the rules of the same name.
@@ -385,10 +336,10 @@ pub fn compile(
             nodes: Vec::new(),
             names: String::new(),
             table: Table::default(),
+            wildcards: HashMap::new(),
             rules: Vec::new(),
         },
         known: HashMap::new(),
-        wildcards: HashMap::new(),
         names: HashMap::new(),
         problems: Vec::new(),
     };
@@ -436,8 +387,6 @@ struct Compiler {
     rules: Rules,
     /// Where each (parent, composite) stands.
     known: HashMap<(NodeId, String), Place>,
-    /// The children with a `*` of each node, in the order of the file.
-    wildcards: HashMap<NodeId, Vec<(Wildcard, NodeId)>>,
     names: HashMap<String, u32>,
     problems: Vec<Problem>,
 }
@@ -482,7 +431,6 @@ impl Compiler {
             composite: (0, 0),
             key: 0,
             rule: None,
-            wildcards: None,
             children: Children::None,
             share_threshold: false,
             value_to_metric: false,
@@ -550,7 +498,7 @@ impl Compiler {
         let rule = self.rule(domain, descriptor, levels, by_value);
         let from = position(&self.rules.names);
         self.rules.names.push_str(&composite);
-        if position(&self.rules.names) == EMPTY {
+        if position(&self.rules.names) == NONE {
             let what = "the keys and values before it take 4 GiB";
             self.problems.push(Problem::error(descriptor.place.clone(), what, "fewer"));
         }
@@ -559,19 +507,21 @@ impl Compiler {
             composite: (from, position(&self.rules.names)),
             key: position(&descriptor.key),
             rule,
-            wildcards: None,
             children: Children::None,
             share_threshold: descriptor.share_threshold,
             value_to_metric: descriptor.value_to_metric,
         });
-        if let Some(parent) = self.rules.nodes.get_mut(parent as usize) {
-            parent.children = match parent.children {
-                Children::None => Children::One(id),
-                Children::One(_) | Children::Many => Children::Many,
+        if let Some(above) = self.rules.nodes.get_mut(parent as usize) {
+            above.children = match above.children {
+                _ if has_wildcard => Children::ManyWithWildcards,
+                Children::None if id == parent + 1 => Children::One,
+                Children::None | Children::One | Children::Many => Children::Many,
+                Children::ManyWithWildcards => Children::ManyWithWildcards,
             };
         }
         if has_wildcard {
-            self.wildcards.entry(parent).or_default().push((Wildcard::new(&composite), id));
+            let wildcards = self.rules.wildcards.entry(parent).or_default();
+            wildcards.push((Wildcard::new(&composite), id));
         }
         self.level(domain, id, &descriptor.descriptors, levels, by_value);
     }
@@ -705,11 +655,6 @@ impl Compiler {
             self.problems.sort();
             return Err(self.problems);
         }
-        for (parent, wildcards) in self.wildcards {
-            if let Some(parent) = self.rules.nodes.get_mut(parent as usize) {
-                parent.wildcards = Some(wildcards.into());
-            }
-        }
         let rules = &self.rules;
         let below = |node: &Node| node.parent != ROOT;
         let nodes = rules.nodes.iter().zip(0..).filter(|(node, _)| below(node));
@@ -723,7 +668,7 @@ impl Compiler {
 
 /// A length as nodes keep it.
 fn position(text: &str) -> u32 {
-    u32::try_from(text.len()).unwrap_or(EMPTY)
+    u32::try_from(text.len()).unwrap_or(NONE)
 }
 
 /// A node's part of a limit is rounded down, but never to nothing: a limit of 0 is a ban.

@@ -72,12 +72,27 @@ impl Joined<'_> {
             skip = 0;
             let common = part.len().min(rest.len());
             let (head, tail) = rest.split_at(common);
-            if part.get(..common) != Some(head) {
+            if !part.get(..common).is_some_and(|part| is_same(part, head)) {
                 return false;
             }
             rest = tail;
         }
         rest.is_empty()
+    }
+}
+
+/// Whether two texts of one length are the same. They are short, and calling the C library for each costs
+/// more than comparing them.
+fn is_same(one: &[u8], other: &[u8]) -> bool {
+    one.chunks(8).zip(other.chunks(8)).all(|(one, other)| word(one) == word(other))
+}
+
+/// Up to eight bytes as one word, the first lowest.
+#[inline]
+pub(super) fn word(bytes: &[u8]) -> u64 {
+    match bytes.try_into() {
+        Ok(bytes) => u64::from_le_bytes(bytes),
+        Err(_) => bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
     }
 }
 
