@@ -30,8 +30,8 @@ use crate::{
     app::view::{
         AuditStatus, BreakerStatus, Bucket, ConnectStatus, ExplainedLine, Explanation, Histogram,
         History, HistoryEntry, KubernetesStatus, LimitStatus, Pause, Recent, RecentSecond,
-        RecentWorkload, Refusal, Reloads, Seen, Stated, Status, SuggestedLine, Suggestion,
-        UplinkStatus, WorkloadStatus,
+        RecentWorkload, Refusal, Reloads, Seen, SourcesStatus, Stated, Status, SuggestedLine,
+        Suggestion, UplinkStatus, WorkloadStatus,
     },
     telemetry::{self, LevelHandle, Levels},
 };
@@ -304,6 +304,11 @@ pub(crate) fn status() -> Status {
         port: String::new(),
         value: "20/s".to_owned(),
         tokens: None,
+        sources: Some(SourcesStatus {
+            collapsed: true,
+            source: Some("10.0.0.9".to_owned()),
+            share: 0.93,
+        }),
         ..limit.clone()
     };
     let open = LimitStatus {

@@ -1,6 +1,7 @@
 //! `weir agent`: the wiring of files, timers, netlink and sockets to the engine.
 
 mod bare;
+mod collapse;
 mod engine;
 mod history;
 mod leases;

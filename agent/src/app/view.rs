@@ -269,6 +269,18 @@ impl From<breaker::View> for BreakerStatus {
     }
 }
 
+/// Whether most of what a limit per source counts comes from one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SourcesStatus {
+    /// It does: behind one address there may be many clients, who share a bucket.
+    pub collapsed: bool,
+    /// That address, or the network that counts as one source.
+    pub source: Option<String>,
+    /// Its part of the connections that asked within the last minute, 0 to 1; an estimate.
+    pub share: f64,
+}
+
 /// One limit of a workload.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -301,6 +313,8 @@ pub struct LimitStatus {
     /// Bytes and packets that passed and that did not; of limits of bytes and packets. What they count
     /// as `admitted`, `refused` and `shadowed` are packets.
     pub volume: Option<VolumeCounts>,
+    /// Whether it can tell clients apart; of limits per source.
+    pub sources: Option<SourcesStatus>,
     /// The limit that this one is counted with: what follows is of both together.
     pub counted_with: Option<String>,
     /// Tokens that come back per second; 0 where that is not known.

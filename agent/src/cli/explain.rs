@@ -21,7 +21,8 @@ use super::{
 };
 use crate::{
     app::view::{
-        BreakerStatus, ConnectStatus, ExplainedLine, Explanation, LimitStatus, WorkloadStatus,
+        BreakerStatus, ConnectStatus, ExplainedLine, Explanation, LimitStatus, SourcesStatus,
+        WorkloadStatus,
     },
     datapath::VolumeCounts,
     metrics::{Kind, kind_of},
@@ -246,6 +247,14 @@ fn counts(text: &mut String, limit: &LimitStatus) -> fmt::Result {
         return volumes(text, limit, volume);
     }
     fact(text, "now", &format!("{}{} asking", state(limit), rate(limit.offered_per_second)))?;
+    if let Some(SourcesStatus { source: Some(source), share, .. }) = &limit.sources {
+        let part = share * 100.0;
+        let mind = format!(
+            "{part:.0} % of it comes from {source}: if that is a node, a gateway, a proxy or a NAT, the \
+             clients behind it share one bucket"
+        );
+        fact(text, "mind", &mind)?;
+    }
     let with = limit.counted_with.as_ref().map(|other| format!("with `{other}`: "));
     let with = with.unwrap_or_default();
     let mut so_far = format!("{with}{} admitted, {} refused", limit.admitted, limit.refused);

@@ -39,6 +39,8 @@ POLICY
   connections-per-source 20/s
     from         administrator's default, node.yaml:3:1
     now          a bucket for each source, 812/s asking
+    mind         93 % of it comes from 10.0.0.9: if that is a node, a gateway, a proxy or a NAT, the
+                 clients behind it share one bucket
     so far       1000 admitted, 50 refused
   outbound-connections to=10.0.0.0/8 50/s
     now          7 tokens left, 812/s asking

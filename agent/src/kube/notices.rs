@@ -44,6 +44,8 @@ pub enum Cause {
     BadValue,
     /// A limit refused connections.
     LimitReached,
+    /// Most of what a limit per source counts comes from one source.
+    SourcesCollapsed,
     /// A breaker refuses connections for a while.
     BreakerOpened,
     /// A breaker lets connections pass again.
@@ -56,6 +58,7 @@ impl Cause {
         match self {
             Self::BadValue => "WeirBadValue",
             Self::LimitReached => "WeirLimitReached",
+            Self::SourcesCollapsed => "WeirSourcesCollapsed",
             Self::BreakerOpened => "WeirBreakerOpened",
             Self::BreakerClosed => "WeirBreakerClosed",
         }

@@ -232,6 +232,11 @@ impl Exposition {
             self.some_limits(|limit| limit.tokens),
         )?;
         page.gauges(
+            "weir_limit_sources_collapsed",
+            "1 when one source makes most of what a limit per source counts.",
+            self.some_limits(|limit| Some(u64::from(limit.sources.as_ref()?.collapsed))),
+        )?;
+        page.gauges(
             "weir_breaker_state",
             "Where a breaker is: 0 closed, 1 half-open, 2 open.",
             self.some_limits(|limit| {

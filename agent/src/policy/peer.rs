@@ -257,6 +257,13 @@ impl Group {
         self.v6
     }
 
+    /// The network by which an address is counted. IPv4 addresses mapped into IPv6 are IPv4.
+    pub fn of(self, address: IpAddr) -> Cidr {
+        let address = address.to_canonical();
+        let prefix = if address.is_ipv4() { self.v4 } else { self.v6 };
+        Cidr { network: masked(address, prefix), prefix }
+    }
+
     /// The wider of two: more sources share a bucket, so fewer connections come through.
     pub fn stricter(self, other: Self) -> Self {
         Self { v4: self.v4.min(other.v4), v6: self.v6.min(other.v6) }

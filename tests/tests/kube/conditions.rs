@@ -1,14 +1,18 @@
 //! What can be said of each pod, and what is said on the pods themselves.
 
 use serde_json::{Value, json};
+use weir::{
+    lab::Host,
+    load::{Plan, Talk},
+};
 use weir_common::layout::MAX_WORKLOADS;
 use weir_tests::{
     agent::eventually,
     kubelet::{pod_of, uid},
-    site::serve,
+    site::{nft, run, serve},
 };
 
-use super::{Cluster, NOTHING, await_attached, await_limit, codes, name};
+use super::{Cluster, NOTHING, at, await_attached, await_limit, codes, name};
 
 #[test]
 fn every_pod_has_a_condition() {
@@ -135,4 +139,65 @@ fn a_bad_value_is_told_once_and_the_last_good_one_holds() {
     assert_eq!(look(), 2, "and said it once");
     assert_eq!(cluster.server.refused(), Vec::<String>::new());
     assert!(cluster.server.count("create", "events") >= 2);
+}
+
+/// Clients behind an address that they share are one source to a limit per source; as many clients
+/// with addresses of their own are not.
+#[test]
+fn clients_behind_one_address_are_told() {
+    let lab = lab!();
+    let cluster = Cluster::new(&lab);
+    let (web, db) = (cluster.node.pod("web").unwrap(), cluster.node.pod("db").unwrap());
+    let client = cluster.node.client("client").unwrap();
+    // As a Service with `externalTrafficPolicy: Cluster` does on its way to a pod of another node.
+    let rules = format!(
+        "table ip service {{ chain post {{ type nat hook postrouting priority srcnat
+           ip daddr {} masquerade
+         }}\n}}\n",
+        web.ipv4()
+    );
+    if !nft("kube clients_behind_one_address_are_told", cluster.node.namespace(), &rules) {
+        return;
+    }
+    let _servers = (serve(&web, &[80]), serve(&db, &[80]));
+    let agent = cluster.agent(&lab, NOTHING);
+    let limit = || json!({"weir.dev/connections-per-source.80": "5/s"});
+    let _containers = (cluster.start(&web, &uid(1), limit()), cluster.start(&db, &uid(2), limit()));
+    let (web_name, db_name) = (name(&web), name(&db));
+    for pod in [&web_name, &db_name] {
+        await_attached(&agent, pod);
+        await_limit(&agent, pod, Some("5/s"));
+    }
+    let sources = |pod| agent.limit(pod).sources.unwrap();
+    assert!(!sources(&web_name).collapsed);
+
+    // Seven, so that no rhythm of sampling meets the same one each time.
+    let clients = || (2..9).map(|last| client.source_v4(last).into());
+    let ask = |pod: &Host| {
+        let plan = Plan::to(at(pod)).from(clients()).per_second(300).attempts(100);
+        run(client.namespace(), plan.talk(Talk::Byte)).stats
+    };
+    let look = || {
+        let _ = (ask(&web), ask(&db));
+        sources(&web_name)
+    };
+    let seen = eventually("the node's address is told", look, |seen| seen.collapsed);
+    let gateway = web.gateway_v4().to_string();
+    assert_eq!(seen.source.as_deref(), Some(gateway.as_str()));
+    assert!(seen.share > 0.8, "{seen:?}");
+    let (limit, told) = (agent.limit(&db_name), sources(&db_name));
+    assert!(limit.refused > 100 && !told.collapsed, "{limit:?}");
+
+    let detail = agent.workload(&web_name).detail.unwrap_or_default();
+    assert!(detail.contains(&gateway), "{detail}");
+    let metric = |pod: &str| {
+        let workload = format!("workload=\"{pod}\"");
+        agent.metric("weir_limit_sources_collapsed", &[&workload])
+    };
+    assert_eq!((metric(&web_name), metric(&db_name)), (1.0, 0.0));
+    let look = || notes(&cluster.server.events(), "WeirSourcesCollapsed");
+    let told = eventually("the pod is told", look, |notes| !notes.is_empty());
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains(&gateway), "{told:?}");
+    assert_eq!(cluster.server.refused(), Vec::<String>::new());
 }

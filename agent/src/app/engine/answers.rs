@@ -174,7 +174,7 @@ impl Engine {
             Ok(_) if shadow => ("shadow", None),
             Ok(_) => ("enforced", None),
         };
-        let detail = detail.or_else(|| remarks(known));
+        let detail = detail.or_else(|| remarks(known, self.remarks_on_sources(known)));
         Condition { word: condition, detail, paused_ns: paused }
     }
 
@@ -234,6 +234,7 @@ impl Engine {
                         ..view.into()
                     }),
                     volume: state.volume,
+                    sources: self.sources(identity, cell.line),
                     counted_with: other.map(|other| LineRef::Limit(other).to_string()),
                     rate_per_second: line
                         .and_then(|line| line.limit.bucket())
@@ -278,12 +279,13 @@ fn pace(known: &Known) -> Option<view::PaceStatus> {
 }
 
 /// What to know about a workload whose programs are attached.
-fn remarks(known: &Known) -> Option<String> {
+fn remarks(known: &Known, on_sources: Vec<String>) -> Option<String> {
     let before = known.attached.as_ref().ok()?.before.as_slice();
     let others = (!before.is_empty()).then(|| {
         format!("programs of others run first and may decide first: {}", before.join(", "))
     });
-    let said: Vec<String> = others.into_iter().chain(known.remarks.iter().cloned()).collect();
+    let said: Vec<String> =
+        others.into_iter().chain(known.remarks.iter().cloned()).chain(on_sources).collect();
     (!said.is_empty()).then(|| said.join("; "))
 }
 

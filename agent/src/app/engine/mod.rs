@@ -7,6 +7,7 @@ mod answers;
 mod attachments;
 mod audits;
 mod changes;
+mod collapses;
 mod evidence;
 mod pods;
 mod quotas;
@@ -23,7 +24,7 @@ use std::{
 use tokio::sync::broadcast;
 use tracing::{debug, error, info, warn};
 
-use self::{evidence::Evidence, pods::Pods, quotas::Spent, trials::OnTrial};
+use self::{collapses::Collapses, evidence::Evidence, pods::Pods, quotas::Spent, trials::OnTrial};
 use super::{
     history::History,
     leases::Leases,
@@ -86,6 +87,7 @@ pub struct Engine {
     auditor: Auditor,
     quotas: Spent,
     evidence: Evidence,
+    collapses: Collapses,
     refusals: BTreeMap<Identity, VecDeque<view::Refusal>>,
     latest: VecDeque<view::Refusal>,
     trace: broadcast::Sender<view::Refusal>,
@@ -161,6 +163,7 @@ impl Engine {
             auditor: Auditor::new(),
             quotas: Spent::default(),
             evidence: Evidence::default(),
+            collapses: Collapses::new(),
             refusals: BTreeMap::new(),
             latest: VecDeque::new(),
             trace: broadcast::channel(TRACE).0,
@@ -401,6 +404,7 @@ impl Engine {
         // Who came since has not heard; an event may have been lost.
         self.share_evidence();
         self.observer.look(&self.datapath, &self.tables, self.clock.monotonic_ns());
+        self.look_for_collapses();
         if self.quotas.have_changed() {
             self.reload();
         }

@@ -31,7 +31,7 @@ pub(super) struct Pods {
     /// The node's labels.
     pub(super) node_labels: BTreeMap<String, String>,
     pub(super) networks: PodNetworks,
-    notices: Notices,
+    pub(super) notices: Notices,
     /// Breakers that were seen open: their pod and their name.
     open: BTreeMap<Identity, (Object, String)>,
     /// From the arrival of a change to the kernel.
@@ -252,7 +252,7 @@ impl Engine {
 }
 
 /// The object of a pod.
-fn object(known: &Known) -> Option<Object> {
+pub(super) fn object(known: &Known) -> Option<Object> {
     let is_pod = matches!(known.location, Location::Pod(_));
     let (namespace, name) = known.name.split_once('/').filter(|_| is_pod)?;
     let (namespace, name, uid) = (namespace.to_owned(), name.to_owned(), known.key.clone());

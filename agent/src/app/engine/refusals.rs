@@ -25,6 +25,7 @@ impl Engine {
         self.weigh_event(event);
         let Some((identity, refusal)) = self.refusal(event) else { return };
         self.note_refusal(identity, &refusal, event.cell);
+        self.sample_source(identity, event);
         let kept = self.refusals.entry(identity).or_default();
         kept.push_front(refusal.clone());
         kept.truncate(REFUSALS);
