@@ -20,6 +20,8 @@ macro_rules! redis_or_skip {
     }};
 }
 
+#[path = "fleet/clocks.rs"]
+mod clocks;
 #[path = "fleet/conformance.rs"]
 mod conformance;
 #[path = "fleet/faults.rs"]

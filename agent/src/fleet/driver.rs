@@ -32,7 +32,7 @@ use super::{
     survey::Survey,
     terms::Moment,
 };
-use crate::{clock::Clock, quota::shared::Cell};
+use crate::quota::shared::Cell;
 
 /// From a decoded request to its verdict.
 pub(super) const PATIENCE: Duration = Duration::from_millis(5);
@@ -167,7 +167,7 @@ pub(super) struct Driver {
     pub(super) jitter_s: u32,
     pub(super) directory: Arc<Directory>,
     pub(super) board: Arc<Board>,
-    pub(super) clock: Clock,
+    pub(super) now: fn() -> Moment,
     pub(super) seed: u64,
 }
 
@@ -195,7 +195,7 @@ impl Driver {
     pub(super) async fn run(self, mut messages: mpsc::Receiver<Message>) {
         let mut node = Node::new(self.seed);
         let now = Instant::now();
-        node.store_is(false, moment(&self.clock));
+        node.store_is(false, (self.now)());
         let mut running = Running {
             node,
             quotas: HashMap::new(),
@@ -254,13 +254,9 @@ impl Driver {
     }
 }
 
-fn moment(clock: &Clock) -> Moment {
-    Moment { mono_ns: clock.monotonic_ns(), wall_ns: clock.realtime_ns() }
-}
-
 impl Running {
     fn now(&self) -> Moment {
-        moment(&self.driver.clock)
+        (self.driver.now)()
     }
 
     fn take_in(&mut self, message: Message) -> Option<oneshot::Sender<()>> {
@@ -543,7 +539,7 @@ impl Running {
     fn wake_at(&self) -> Instant {
         let mut at = Instant::now() + Duration::from_secs(1);
         if let Some(due_ns) = self.node.due_ns() {
-            let now_ns = self.driver.clock.monotonic_ns();
+            let now_ns = self.now().mono_ns;
             at = at.min(Instant::now() + Duration::from_nanos(due_ns.saturating_sub(now_ns)));
         }
         if self.link.is_none() && self.connecting.is_none() {

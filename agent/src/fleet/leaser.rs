@@ -35,8 +35,10 @@ const HELD: u32 = 100;
 /// Seconds for which a counter outlives its window at least: it may be made before the window begins,
 /// and a node whose clock is behind may still spend from it.
 const SLACK_S: u32 = 10;
-/// Shortest time over which a rate is measured.
+/// Shortest time over which a rate is measured, ...
 const RATE_NS: u64 = 100 * MS;
+/// ... unless so many hits came earlier: these tell a rate, too.
+const MANY: u32 = 32;
 
 /// The words of a quota.
 #[derive(Debug)]
@@ -462,7 +464,8 @@ impl Leaser {
         if age_ns < RATE_NS / 5 {
             return;
         }
-        let seen = f64::from(fresh) * SECOND_NS as f64 / age_ns.max(RATE_NS) as f64;
+        let over_ns = if fresh < MANY { age_ns.max(RATE_NS) } else { age_ns };
+        let seen = f64::from(fresh) * SECOND_NS as f64 / over_ns as f64;
         // Up at once, down slowly.
         let per_s = seen.max(self.rate.per_s * 0.7 + seen * 0.3);
         self.rate = Rate { per_s, window, spent: spent(window), since_ns: now_ns };

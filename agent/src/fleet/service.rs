@@ -26,17 +26,14 @@ use super::{
         redis::RedisSettings,
     },
     survey::Survey,
-    terms::{Consistency, OnStoreFailure, Terms},
+    terms::{Consistency, Moment, OnStoreFailure, Terms},
 };
-use crate::{
-    clock::Clock,
-    quota::{
-        Now,
-        engine::{Engine, Hits, Meter, Taken},
-        identity::Identity,
-        shared::Cell,
-        store::{Ask, Asking, Held, NoAnswer, Question, Store, Wanted},
-    },
+use crate::quota::{
+    Now,
+    engine::{Engine, Hits, Meter, Taken},
+    identity::Identity,
+    shared::Cell,
+    store::{Ask, Asking, Held, NoAnswer, Question, Store, Wanted},
 };
 
 /// Messages that may wait for the driver. Beyond that the failure policy decides.
@@ -120,6 +117,11 @@ pub struct Figures {
 impl Fleet {
     /// Starts the driver. It ends with [`Self::stop`], or when the last handle is gone.
     pub fn start(settings: FleetSettings) -> io::Result<Self> {
+        Self::start_by(settings, Moment::now)
+    }
+
+    /// Starts one that goes by other clocks than the machine's: those of a node whose time is wrong.
+    pub fn start_by(settings: FleetSettings, now: fn() -> Moment) -> io::Result<Self> {
         let (messages, receiver) = mpsc::channel(QUEUE);
         let directory = Arc::new(Directory::new());
         let board = Arc::new(Board::new());
@@ -132,7 +134,7 @@ impl Fleet {
             jitter_s: settings.expiration_jitter_s,
             directory: directory.clone(),
             board: board.clone(),
-            clock: Clock,
+            now,
             seed: u64::from_ne_bytes(seed),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

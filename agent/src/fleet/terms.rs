@@ -6,6 +6,7 @@
 
 use weir_common::lease::Window;
 
+use crate::clock::Clock;
 pub use crate::quota::model::{Consistency, OnStoreFailure};
 
 /// One quota of the fleet.
@@ -33,6 +34,13 @@ pub struct Moment {
 }
 
 const SECOND_NS: u64 = 1_000_000_000;
+
+impl Moment {
+    /// This one, by the machine's clocks.
+    pub fn now() -> Self {
+        Self { mono_ns: Clock.monotonic_ns(), wall_ns: Clock.realtime_ns() }
+    }
+}
 
 impl Terms {
     /// The window of a time.

@@ -237,6 +237,54 @@ fn counters(server: &Server) -> BTreeMap<u64, u64> {
     keys.iter().filter_map(&mut count).collect()
 }
 
+/// What a server was asked since the last time, as the sums that it tells: connections, commands.
+fn asked(server: &Server) -> (u64, u64) {
+    let mut client = server.client();
+    let told: String = redis::cmd("INFO").arg("stats").query(&mut client).unwrap();
+    let value = |name: &str| -> u64 {
+        let line = told.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|value| value.trim().parse().ok()).unwrap_or_else(|| panic!("{name}: {told}"))
+    };
+    let asked = (value("total_connections_received"), value("total_commands_processed"));
+    let () = redis::cmd("CONFIG").arg("RESETSTAT").query(&mut client).unwrap();
+    asked
+}
+
+#[test]
+fn nodes_do_not_come_back_as_a_herd() {
+    redis_or_skip!();
+    let server = Server::start();
+    let proxy = Proxy::start(server.address());
+    let rules = rules(100_000, "second", "  on-store-failure: local\n");
+    let mut nodes: Vec<Node> = (0..6)
+        .map(|node| {
+            let redis = RedisSettings::single(proxy.url());
+            Node::start(redis, &format!("cluster-{node}"), &rules)
+        })
+        .collect();
+    let fleets: Vec<_> = nodes.iter().map(|node| node.fleet.clone()).collect();
+    let (mut before, mut after) = ((0, 0), (0, 0));
+    under_load(&mut nodes, || {
+        seconds_begin(3);
+        asked(&server);
+        seconds_begin(2);
+        before = asked(&server);
+        proxy.cut(true);
+        await_health(&fleets, Health::Down);
+        seconds_begin(2);
+        asked(&server);
+        proxy.cut(false);
+        await_health(&fleets, Health::Up);
+        seconds_begin(2);
+        after = asked(&server);
+    });
+    println!("connections and commands before the outage {before:?}, after it {after:?}");
+    // One connection of each, and the test's own.
+    assert!(after.0 <= 6 + 1, "{after:?}");
+    // Leases, shares and what was admitted meanwhile: not much more than in other seconds.
+    assert!(after.1 <= 3 * before.1 + 100, "{before:?} {after:?}");
+}
+
 #[test]
 fn a_store_that_is_slow_is_not_waited_for() {
     redis_or_skip!();

@@ -16,7 +16,7 @@ use envoy_types::pb::envoy::{
 };
 use weir::{
     clock::Clock,
-    fleet::{Fleet, FleetSettings, Health, store::redis::RedisSettings},
+    fleet::{Fleet, FleetSettings, Health, store::redis::RedisSettings, terms::Moment},
     quota::{Bounds, Caller, Decision, Now, Quotas, Settings, config},
 };
 use weir_tests::agent::eventually;
@@ -33,6 +33,7 @@ pub(crate) fn rules(limit: u32, unit: &str, own: &str) -> String {
 pub(crate) struct Node {
     pub(crate) quotas: Arc<Quotas>,
     pub(crate) fleet: Arc<Fleet>,
+    now: fn() -> Moment,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -44,24 +45,42 @@ impl Node {
         node
     }
 
+    /// Starts one whose clocks are not the machine's.
+    pub(crate) fn start_by(
+        now: fn() -> Moment,
+        redis: RedisSettings,
+        cluster: &str,
+        rules: &str,
+    ) -> Self {
+        let node = Self::make(now, redis, cluster, rules);
+        node.await_store();
+        node
+    }
+
     pub(crate) fn start_without_store(redis: RedisSettings, cluster: &str, rules: &str) -> Self {
-        let fleet = Arc::new(Fleet::start(FleetSettings::new(redis, cluster, "node")).unwrap());
+        Self::make(Moment::now, redis, cluster, rules)
+    }
+
+    fn make(now: fn() -> Moment, redis: RedisSettings, cluster: &str, rules: &str) -> Self {
+        let settings = FleetSettings::new(redis, cluster, "node");
+        let fleet = Arc::new(Fleet::start_by(settings, now).unwrap());
         let quotas = Quotas::new(Bounds::default());
         assert!(quotas.set_store(fleet.clone()));
         let source = config::Source { file: "shop.yaml".to_owned(), text: rules.to_owned() };
         let configuration = config::read(&[source]).unwrap();
         quotas.apply(&configuration, Settings { store: true, ..Settings::default() }).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Self { quotas: Arc::new(quotas), fleet, runtime }
+        Self { quotas: Arc::new(quotas), fleet, now, runtime }
     }
 
     pub(crate) fn await_store(&self) {
         eventually("the store answers", || self.fleet.figures().health, |h| *h == Health::Up);
     }
 
-    /// One request of a user. Returns the second it was made in, and the answer.
+    /// One request of a user. Returns the second it was made in, by this node's clock, and the answer.
     pub(crate) fn ask(&self, user: &str, hits: u32) -> (u64, RateLimitResponse) {
-        let now = Now { monotonic_ns: Clock.monotonic_ns(), realtime_ns: Clock.realtime_ns() };
+        let Moment { mono_ns, wall_ns } = (self.now)();
+        let now = Now { monotonic_ns: mono_ns, realtime_ns: wall_ns };
         let entries = vec![Entry { key: "user".to_owned(), value: user.to_owned() }];
         let descriptor = RateLimitDescriptor { entries, ..RateLimitDescriptor::default() };
         let request = RateLimitRequest {
