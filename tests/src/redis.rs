@@ -8,6 +8,7 @@
 
 mod proxy;
 pub mod sets;
+mod tls;
 
 use std::{
     cell::RefCell,
@@ -25,7 +26,7 @@ use nix::{
 };
 use weir::lab::skip;
 
-pub use self::proxy::Proxy;
+pub use self::{proxy::Proxy, tls::Tls};
 use crate::agent::eventually;
 
 /// Whether this machine has Redis; if not, the test is counted as skipped.
@@ -81,6 +82,19 @@ impl Server {
         let mut server = Self { child, port, folder, arguments };
         server.await_start();
         server
+    }
+
+    /// Starts one that speaks TLS alone, if that is given, with more arguments.
+    pub fn start_secured(tls: Option<&Tls>, more: &[&str]) -> Self {
+        let port = free_port();
+        let secured: Vec<String> = tls
+            .into_iter()
+            .flat_map(|tls| tls.server(port))
+            .flat_map(|(name, value)| [format!("--{name}"), value])
+            .collect();
+        let more: Vec<&str> =
+            secured.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        Self::start_with(port, &more)
     }
 
     fn spawn(port: u16, folder: &Path, arguments: &[String]) -> Child {

@@ -2,13 +2,14 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpStream},
+    os::unix::net::UnixStream,
+    path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
 use redis::{Connection, FromRedisValue, InfoDict, cmd};
 
-use super::{Server, free_port};
+use super::{Server, Tls, free_port};
 use crate::agent::eventually;
 
 /// Slots of a cluster.
@@ -51,16 +52,27 @@ pub struct Cluster {
     pub masters: Vec<Server>,
     /// The first one's replica.
     pub replica: Server,
+    scheme: &'static str,
+}
+
+/// What addresses of servers begin with.
+fn scheme(tls: Option<&Tls>) -> &'static str {
+    if tls.is_some() { "rediss" } else { "redis" }
 }
 
 impl Cluster {
     /// Starts one and waits until all of it answers.
     pub fn start() -> Self {
+        Self::start_secured(None)
+    }
+
+    /// Starts one whose servers speak TLS alone, if that is given.
+    pub fn start_secured(tls: Option<&Tls>) -> Self {
         let member = || {
             // The usual port of the bus, 10 000 higher, may not exist.
             let bus = free_port().to_string();
-            let server = Server::start_with(
-                free_port(),
+            let server = Server::start_secured(
+                tls,
                 &[
                     "--cluster-enabled",
                     "yes",
@@ -92,7 +104,8 @@ impl Cluster {
         eventually("the replica knows its master", knows, |nodes| nodes.contains(&id));
         let () = ask(&mut replica.client(), &["CLUSTER", "REPLICATE", &id]);
         await_replica(&replica);
-        let cluster = Self { masters: vec![one.0, two.0, three.0], replica };
+        let masters = vec![one.0, two.0, three.0];
+        let cluster = Self { masters, replica, scheme: scheme(tls) };
         cluster.await_whole();
         cluster
     }
@@ -110,7 +123,7 @@ impl Cluster {
     /// Its servers' addresses for clients.
     pub fn urls(&self) -> Vec<String> {
         let servers = self.masters.iter().chain([&self.replica]);
-        servers.map(|server| format!("redis://{}", server.address())).collect()
+        servers.map(|server| format!("{}://{}", self.scheme, server.address())).collect()
     }
 }
 
@@ -125,18 +138,23 @@ pub struct Watched {
     /// The replica, as it was at first.
     pub replica: Server,
     sentinels: Vec<Sentinel>,
+    scheme: &'static str,
 }
 
 impl Watched {
     /// Starts them and waits until all know each other.
     pub fn start() -> Self {
-        let master = Server::start();
+        Self::start_secured(None)
+    }
+
+    /// Starts servers and sentinels that speak TLS alone, if that is given.
+    pub fn start_secured(tls: Option<&Tls>) -> Self {
+        let master = Server::start_secured(tls, &[]);
         let port = master.address().port();
-        let replica =
-            Server::start_with(free_port(), &["--replicaof", &format!("127.0.0.1 {port}")]);
+        let replica = Server::start_secured(tls, &["--replicaof", &format!("127.0.0.1 {port}")]);
         await_replica(&replica);
-        let sentinels = [0, 1, 2].map(|number| Sentinel::start(&master, number, port)).into();
-        let watched = Self { master, replica, sentinels };
+        let sentinels = [0, 1, 2].map(|number| Sentinel::start(&master, number, tls)).into();
+        let watched = Self { master, replica, sentinels, scheme: scheme(tls) };
         for sentinel in &watched.sentinels {
             let look = || -> InfoDict { ask(&mut sentinel.client(), &["INFO", "sentinel"]) };
             eventually("the sentinels know all", look, |info| {
@@ -151,7 +169,7 @@ impl Watched {
     pub fn urls(&self) -> Vec<String> {
         self.sentinels
             .iter()
-            .map(|sentinel| format!("redis://127.0.0.1:{}", sentinel.port))
+            .map(|sentinel| format!("{}://127.0.0.1:{}", self.scheme, sentinel.port))
             .collect()
     }
 }
@@ -161,17 +179,27 @@ impl Watched {
 struct Sentinel {
     child: Child,
     port: u16,
+    socket: PathBuf,
 }
 
 impl Sentinel {
-    fn start(beside: &Server, number: usize, master: u16) -> Self {
-        let port = free_port();
+    fn start(beside: &Server, number: usize, tls: Option<&Tls>) -> Self {
+        let (port, master) = (free_port(), beside.address().port());
         let file = beside.folder().join(format!("sentinel-{number}.conf"));
+        let socket = beside.folder().join(format!("sentinel-{number}.sock"));
+        let listen = match tls {
+            None => format!("port {port}\n"),
+            Some(tls) => {
+                let lines = tls.server(port);
+                lines.iter().map(|(name, value)| format!("{name} {value}\n")).collect()
+            }
+        };
         let text = format!(
-            "port {port}\nbind 127.0.0.1\n\
+            "{listen}bind 127.0.0.1\nunixsocket {}\n\
              sentinel monitor {MASTER} 127.0.0.1 {master} 2\n\
              sentinel down-after-milliseconds {MASTER} {DEAD_MS}\n\
-             sentinel failover-timeout {MASTER} 5000\n"
+             sentinel failover-timeout {MASTER} 5000\n",
+            socket.display()
         );
         fs::write(&file, text).expect("write the sentinel's file");
         let child = Command::new("redis-server")
@@ -183,14 +211,14 @@ impl Sentinel {
             .stderr(Stdio::null())
             .spawn()
             .expect("start a sentinel");
-        let sentinel = Self { child, port };
-        let listens = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
+        let sentinel = Self { child, port, socket };
+        let listens = || UnixStream::connect(&sentinel.socket).is_ok();
         eventually("the sentinel listens", listens, |up| *up);
         sentinel
     }
 
     fn client(&self) -> Connection {
-        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port));
+        let client = redis::Client::open(format!("unix://{}", self.socket.display()));
         client.expect("name the sentinel").get_connection().expect("connect to the sentinel")
     }
 }

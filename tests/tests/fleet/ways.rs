@@ -3,8 +3,11 @@
 use std::fs;
 
 use redis::Commands as _;
-use weir::fleet::store::redis::RedisSettings;
-use weir_tests::redis::{Server, free_port};
+use weir::fleet::store::redis::{RedisSettings, Topology};
+use weir_tests::redis::{
+    Server, Tls, free_port,
+    sets::{Cluster, MASTER, Watched},
+};
 
 use crate::site::{Node, rules};
 
@@ -50,54 +53,10 @@ fn a_unix_socket_and_a_database() {
 #[test]
 fn tls_with_certificates_on_both_sides() {
     redis_or_skip!();
-    let folder = std::env::temp_dir().join(format!("weir-redis-tls-{}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
-    let write = |name: &str, text: String| {
-        let path = folder.join(name);
-        fs::write(&path, text).unwrap();
-        path
-    };
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    // Of its own: OpenSSL takes a certificate for self-signed whose issuer has its name.
-    ca.distinguished_name.push(rcgen::DnType::CommonName, "weir tests");
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_cert = ca.self_signed(&ca_key).unwrap();
-    let issuer = rcgen::Issuer::new(ca, ca_key);
-    let signed = |name: &str| {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
-        let cert = params.signed_by(&key, &issuer).unwrap();
-        (cert.pem(), key.serialize_pem())
-    };
-    let ca_file = write("ca.pem", ca_cert.pem());
-    let (server_cert, server_key) = signed("localhost");
-    let (server_cert, server_key) =
-        (write("server.pem", server_cert), write("server.key", server_key));
-    let (cert, key) = signed("weir");
-    let client_cert = (write("client.pem", cert), write("client.key", key));
-    let port = free_port();
-    let text = |path: &std::path::Path| path.display().to_string();
-    let server = Server::start_with(
-        port,
-        &[
-            "--port",
-            "0",
-            "--tls-port",
-            &port.to_string(),
-            "--tls-cert-file",
-            &text(&server_cert),
-            "--tls-key-file",
-            &text(&server_key),
-            "--tls-ca-cert-file",
-            &text(&ca_file),
-        ],
-    );
-    let settings = RedisSettings {
-        ca_file: Some(ca_file),
-        client_cert: Some(client_cert),
-        ..RedisSettings::single(format!("rediss://localhost:{port}/0"))
-    };
+    let tls = Tls::new();
+    let server = Server::start_secured(Some(&tls), &[]);
+    let url = format!("rediss://localhost:{}/0", server.address().port());
+    let settings = tls.settings(RedisSettings::single(url));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(settings.connect()).unwrap();
     works(settings.clone());
@@ -107,6 +66,30 @@ fn tls_with_certificates_on_both_sides() {
         link.command(&redis::cmd("PING")).await
     });
     assert!(asked.is_err(), "a client without a certificate is refused");
-    drop(server);
-    fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn tls_to_every_server_of_a_cluster() {
+    redis_or_skip!();
+    let tls = Tls::new();
+    let cluster = Cluster::start_secured(Some(&tls));
+    let topology = Topology::Cluster(cluster.urls());
+    works(tls.settings(RedisSettings { topology, ..RedisSettings::single("") }));
+    let reached = cluster.masters.iter().map(|server| server.client().keys("shop_user_ann_*"));
+    let reached: Vec<Vec<String>> = reached.map(Result::unwrap).collect();
+    assert!(reached.iter().any(|keys| !keys.is_empty()), "{reached:?}");
+}
+
+#[test]
+fn tls_to_sentinels_and_to_whom_they_name() {
+    redis_or_skip!();
+    let tls = Tls::new();
+    let set = Watched::start_secured(Some(&tls));
+    let (master, sentinels) = (MASTER.to_owned(), set.urls());
+    let topology = Topology::Sentinel { master, sentinels, database: 2 };
+    works(tls.settings(RedisSettings { topology, ..RedisSettings::single("") }));
+    let mut client = set.master.client();
+    let () = redis::cmd("SELECT").arg(2).query(&mut client).unwrap();
+    let keys: Vec<String> = client.keys("shop_user_ann_*").unwrap();
+    assert_eq!(keys.len(), 1, "{keys:?}");
 }

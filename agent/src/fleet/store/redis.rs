@@ -9,7 +9,7 @@ use std::{fmt, fs, path::PathBuf, time::Duration};
 use futures_util::future::join_all;
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
-    IntoConnectionInfo, Pipeline, RedisError, TlsCertificates, Value,
+    IntoConnectionInfo, Pipeline, RedisError, TlsCertificates, TlsMode, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster::{ClusterClient, ClusterClientBuilder},
     cluster_async::ClusterConnection,
@@ -242,12 +242,18 @@ impl RedisSettings {
             Topology::Sentinel { master, sentinels, database } => {
                 let addresses: Result<Vec<ConnectionAddr>, StoreError> =
                     sentinels.iter().map(|url| Ok(self.info(url, None)?.addr().clone())).collect();
-                let mut builder = SentinelClientBuilder::new(
-                    addresses?,
-                    master.clone(),
-                    SentinelServerType::Master,
-                )?
-                .set_client_to_redis_db(i64::from(*database));
+                let addresses = addresses?;
+                let tls = addresses.iter().any(|it| matches!(it, ConnectionAddr::TcpTls { .. }));
+                let kind = SentinelServerType::Master;
+                let mut builder = SentinelClientBuilder::new(addresses, master.clone(), kind)?
+                    .set_client_to_redis_db(i64::from(*database));
+                if tls {
+                    // Whom sentinels name, they name by address and port alone.
+                    builder = builder
+                        .set_client_to_sentinel_certificates(self.tls()?)
+                        .set_client_to_redis_tls_mode(TlsMode::Secure)
+                        .set_client_to_redis_certificates(self.tls()?);
+                }
                 if let Some(username) = &self.username {
                     builder = builder.set_client_to_redis_username(username);
                 }
