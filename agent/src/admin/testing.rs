@@ -426,6 +426,7 @@ pub(crate) fn status() -> Status {
         live_sources: 12,
         live_handshakes: 3,
         corrected_counts: 2,
+        unsent_syns: 1,
     }
 }
 

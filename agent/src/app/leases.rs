@@ -32,8 +32,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Leases {
     asked: ArcSwapOption<Asked>,
     doors: ArcSwap<HashMap<(u32, u32), Door>>,
-    /// SYNs that were left to their clients since somebody was told.
+    /// SYNs that were left to their clients, ...
     left: AtomicU64,
+    /// ... and how many of them the log has told.
+    told: AtomicU64,
 }
 
 /// Who is asked, and the quotas by their cells.
@@ -53,14 +55,20 @@ impl Leases {
 
     /// Tells how many SYNs were left to their clients since the last time, if any.
     pub(super) fn tell(&self) {
-        let left = self.left.swap(0, Relaxed);
-        if left > 0 {
+        let left = self.left();
+        let fresh = left - self.told.swap(left, Relaxed);
+        if fresh > 0 {
             warn!(
-                left,
+                left = fresh,
                 "SYNs that waited for a quota of the fleet were not sent once more: too many wait \
                  at once, or they cannot be sent as they are; their clients repeat them"
             );
         }
+    }
+
+    /// How many SYNs were left to their clients so far.
+    pub(super) fn left(&self) -> u64 {
+        self.left.load(Relaxed)
     }
 
     fn leave(&self) {

@@ -41,6 +41,8 @@ pub struct Status {
     pub live_handshakes: u64,
     /// Counts of open connections that were wrong, and that audits have corrected.
     pub corrected_counts: u64,
+    /// SYNs that waited for a quota of the fleet and were left to their clients.
+    pub unsent_syns: u64,
 }
 
 /// A file on trial.

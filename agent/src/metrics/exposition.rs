@@ -405,6 +405,11 @@ impl Exposition {
             "Counts of open connections that were wrong though every connection was right.",
             self.status.corrected_counts,
         )?;
+        page.counter(
+            "weir_quota_unsent_syns",
+            "SYNs that waited for a quota of the fleet and were left to their clients.",
+            self.status.unsent_syns,
+        )?;
         page.gauges(
             "weir_audit_tracked",
             "Established connections that were tracked after the last audit.",

@@ -1,7 +1,12 @@
 //! Quotas of the fleet that a workload names: its connections spend from what the node leased, and wait
 //! for the store where that does not suffice.
 
-use std::{fs, net::SocketAddr, thread};
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::atomic::{AtomicU16, Ordering::SeqCst},
+    thread,
+};
 
 use weir::{
     lab::{Lab, Namespace},
@@ -9,6 +14,7 @@ use weir::{
 };
 use weir_tests::{
     agent::{Agent, eventually},
+    raw::{Wire, syn},
     redis::{Server, available_or_skip},
     rls,
     site::{Side, addresses, ask, ask_in_vain, run, serve, stack_counter},
@@ -118,6 +124,50 @@ fn nodes_spend_one_budget() {
         load.into_iter().map(|load| load.join().unwrap()).sum()
     });
     assert_eq!(connected, LIMIT);
+}
+
+/// More SYNs come than may wait for a store that is late. Those that may not are left to their clients, and
+/// not one is admitted beyond the limit.
+#[test]
+fn a_flood_that_waits_is_bounded() {
+    const LIMIT: u64 = 7;
+    const SYNS: u64 = 1000;
+    if !available_or_skip("a_flood_that_waits_is_bounded") {
+        return;
+    }
+    let (lab, redis) = (lab!(), Server::start());
+    let node = lab.node("node").unwrap();
+    let web = node.pod("web").unwrap();
+    let client = node.client("client").unwrap();
+    let site = Site { lab: &lab, redis: &redis };
+    let text = site.node_file("one", LIMIT, "deny", &Side::Host.node_file(&web, &LINE));
+    // So long that it is late, and not given up.
+    let text = text.replace("node: one", "node: one, timeout: 10s");
+    let agent = Agent::start(&lab, node.namespace(), &text);
+    let wire = Wire::open_alone(&client).unwrap();
+    let to = SocketAddr::new(web.ipv4().into(), 80);
+    // Nobody's SYN is another's, once again.
+    let sent = AtomicU16::new(0);
+    let next = || SocketAddr::new(client.ipv4().into(), 10_000 + sent.fetch_add(1, SeqCst));
+    redis.freeze();
+    let unsent = || {
+        // A busy agent hears of few: then there is no place in the ring that tells of them.
+        wire.flood(SYNS, Some(20_000), |_| syn(next(), to, 7));
+        agent.metric("weir_quota_unsent_syns_total", &[])
+    };
+    eventually("some are left to their clients", unsent, |unsent| *unsent > 0.0);
+    let admitted = || agent.decisions("web", "tc ingress", "pass admitted");
+    assert_eq!(admitted(), 0);
+    redis.thaw();
+    // Who waits is sent again until it is known that all is spent; and then nobody is admitted.
+    eventually("all of it is spent", admitted, |admitted| *admitted == LIMIT);
+    let refused = || agent.decisions("web", "tc ingress", "reset quota");
+    let refused_now = || {
+        wire.send(&syn(next(), to, 7));
+        refused()
+    };
+    eventually("it is known that all is spent", refused_now, |refused| *refused > 0);
+    assert_eq!(admitted(), LIMIT);
 }
 
 /// Without the store each SYN is decided in the kernel, as the quota says, and nobody waits.

@@ -46,6 +46,7 @@ impl Engine {
             live_sources: sources as u64,
             live_handshakes: handshakes as u64,
             corrected_counts: self.auditor.corrected(),
+            unsent_syns: self.quotas.leases().left(),
         }
     }
 
