@@ -161,6 +161,13 @@ impl<'a> Agent<'a> {
         self
     }
 
+    /// Starts with these arguments too, from the next start on.
+    #[must_use]
+    pub fn with(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(OsString::from));
+        self
+    }
+
     /// Runs in the folder of its node file, and is told its name alone.
     #[must_use]
     pub fn in_its_folder(mut self) -> Self {

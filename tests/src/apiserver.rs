@@ -5,7 +5,8 @@
 //! detection of changes"): objects with `resourceVersion`, watches that begin at one and stream
 //! ADDED, MODIFIED, DELETED and BOOKMARK, 410 for versions that are forgotten. It knows pods,
 //! namespaces, nodes and events, and the field selectors that the agent uses. It refuses whatever
-//! [`weir::kube::ACCESS`] does not list, as RBAC would, and remembers that it had to. Beside the
+//! [`weir::kube::ACCESS`] does not list and nobody granted besides, as RBAC would, and remembers that
+//! it had to. Nodes and statuses of pods can be patched as the agent does it. Beside the
 //! agent there is a person, who may look for pods and reach what listens in them through it
 //! (`pods/proxy`), for as long as they are granted that. It can be slow, break a stream in the middle of a line, talk nonsense, and be away.
 #![allow(
@@ -72,6 +73,8 @@ struct State {
     refused: Vec<String>,
     trouble: Option<(u64, Trouble)>,
     slow: Duration,
+    /// What the agent may ask besides.
+    granted: Vec<Access>,
     /// Whether the person may use the proxy of pods.
     no_proxy: bool,
     /// Where pods listen: the namespace that the server itself is in.
@@ -149,6 +152,17 @@ impl ApiServer {
     /// Whether the person is granted the proxy of pods, as is so at first.
     pub fn grant_proxy(&self, is_granted: bool) {
         self.shared.change(|state| state.no_proxy = !is_granted);
+    }
+
+    /// Grants the agent something that is off unless it is asked for.
+    pub fn grant(&self, access: Access) {
+        self.shared.change(|state| state.granted.push(access));
+    }
+
+    /// An object as it is now.
+    pub fn object(&self, resource: &'static str, key: &str) -> Value {
+        let object = self.shared.state().objects.get(&(resource, key.to_owned())).cloned();
+        object.expect("an object")
     }
 
     /// Is away: nobody listens, and every connection ends.
@@ -288,6 +302,7 @@ struct Request {
     path: String,
     query: BTreeMap<String, String>,
     body: Vec<u8>,
+    content: String,
     who: Option<Who>,
 }
 
@@ -305,13 +320,14 @@ fn read(stream: &TcpStream) -> io::Result<Request> {
     let mut words = line.split_whitespace();
     let method = words.next().unwrap_or_default().to_owned();
     let target = words.next().unwrap_or_default().to_owned();
-    let (mut length, mut who) = (0, None);
+    let (mut length, mut content, mut who) = (0, String::new(), None);
     loop {
         let mut line = String::new();
         reader.read_line(&mut line)?;
         let Some((name, value)) = line.trim().split_once(": ") else { break };
         match name.to_ascii_lowercase().as_str() {
             "content-length" => length = value.parse().unwrap_or_default(),
+            "content-type" => content = value.to_owned(),
             "authorization" => {
                 who = match value.strip_prefix("Bearer ") {
                     Some(TOKEN) => Some(Who::Agent),
@@ -330,7 +346,7 @@ fn read(stream: &TcpStream) -> io::Result<Request> {
         (key.to_owned(), value.replace("%3D", "=").replace("%2F", "/"))
     };
     let query = query.split('&').filter(|pair| !pair.is_empty()).map(pair).collect();
-    Ok(Request { method, path: path.to_owned(), query, body, who })
+    Ok(Request { method, path: path.to_owned(), query, body, content, who })
 }
 
 fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
@@ -354,6 +370,7 @@ fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
     };
     let (resource, name) = match rest {
         ["namespaces", _, "pods", name, "proxy", ..] => ("pods/proxy", Some(*name)),
+        ["namespaces", _, "pods", name, "status"] => ("pods/status", Some(*name)),
         ["namespaces", _, resource] => (*resource, None),
         ["namespaces", _, resource, name] => (*resource, Some(*name)),
         [resource] => (*resource, None),
@@ -369,15 +386,19 @@ fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
         "PATCH" => "patch",
         _ => "?",
     };
-    let no_proxy = shared.state().no_proxy;
-    let granted = match who {
-        Who::Agent => ACCESS,
-        Who::Person if no_proxy => &PERSONAL[..1],
-        Who::Person => &PERSONAL,
+    let (no_proxy, more) = {
+        let state = shared.state();
+        (state.no_proxy, state.granted.clone())
     };
-    let granted =
-        granted.iter().find(|access| access.group == group && access.resource == resource);
-    let Some(granted) = granted.filter(|access| access.verbs.contains(&verb)) else {
+    let granted = match who {
+        Who::Agent => &[ACCESS, &more].concat(),
+        Who::Person if no_proxy => &PERSONAL[..1],
+        Who::Person => &PERSONAL[..],
+    };
+    let is_it = |access: &&Access| {
+        access.group == group && access.resource == resource && access.verbs.contains(&verb)
+    };
+    let Some(granted) = granted.iter().find(is_it) else {
         let what = format!("{verb} {group}/{resource}: {} {}", request.method, request.path);
         shared.change(|state| state.refused.push(what));
         return answer(stream, "403 Forbidden", &failure(403, "Forbidden"));
@@ -401,6 +422,20 @@ fn serve(stream: &TcpStream, shared: &Shared) -> io::Result<()> {
             let event: Value = serde_json::from_slice(&request.body)?;
             shared.change(|state| state.events.push(event.clone()));
             answer(stream, "201 Created", &event)
+        }
+        "patch" if granted.resource != "events" => {
+            let key = name.map(|name| match namespace {
+                Some(namespace) => format!("{namespace}/{name}"),
+                None => name.to_owned(),
+            });
+            let patch: Value = serde_json::from_slice(&request.body)?;
+            let key = key.unwrap_or_default();
+            match change(shared, granted.resource, &key, &request.content, &patch) {
+                Ok(object) => answer(stream, "200 OK", &object),
+                Err((code, reason)) => {
+                    answer(stream, &format!("{code} {reason}"), &failure(code, reason))
+                }
+            }
         }
         "patch" => {
             let patch: Value = serde_json::from_slice(&request.body)?;
@@ -444,6 +479,51 @@ fn proxy(
     let mut answer = Vec::new();
     there.read_to_end(&mut answer)?;
     stream.write_all(&answer)
+}
+
+/// Patches a node, or the status of a pod: what the patch says of the UID and of the
+/// `resourceVersion` must be so, and conditions are merged by their type (`patchMergeKey` of
+/// `PodStatus.conditions`).
+fn change(
+    shared: &Shared,
+    resource: &str,
+    key: &str,
+    content: &str,
+    patch: &Value,
+) -> Result<Value, (u16, &'static str)> {
+    let (resource, wanted) = match resource {
+        "pods/status" => ("pods", "application/strategic-merge-patch+json"),
+        _ => ("nodes", "application/merge-patch+json"),
+    };
+    if content != wanted {
+        return Err((415, "UnsupportedMediaType"));
+    }
+    let mut result = Err((404, "NotFound"));
+    shared.change(|state| {
+        let Some(object) = state.objects.get_mut(&(resource, key.to_owned())) else { return };
+        let is_so = |field: &str| {
+            let said = &patch["metadata"][field];
+            said.is_null() || *said == object["metadata"][field]
+        };
+        if !is_so("uid") || !is_so("resourceVersion") {
+            result = Err((409, "Conflict"));
+            return;
+        }
+        let mut patch = patch.clone();
+        if let Some(new) = patch["status"]["conditions"].as_array().cloned() {
+            let before = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let stays = |one: &Value| !new.iter().any(|condition| condition["type"] == one["type"]);
+            let conditions = before.into_iter().filter(stays).chain(new.iter().cloned());
+            patch["status"]["conditions"] = conditions.collect::<Vec<_>>().into();
+        }
+        merge(object, &patch);
+        state.version += 1;
+        object["metadata"]["resourceVersion"] = state.version.to_string().into();
+        let object = object.clone();
+        state.changes.push((state.version, resource, "MODIFIED", object.clone()));
+        result = Ok(object);
+    });
+    result
 }
 
 /// RFC 7396, for objects.

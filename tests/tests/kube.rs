@@ -23,6 +23,8 @@ macro_rules! lab {
 
 #[path = "kube/conditions.rs"]
 mod conditions;
+#[path = "kube/doors.rs"]
+mod doors;
 #[path = "kube/explain.rs"]
 mod explain;
 #[path = "kube/identity.rs"]

@@ -43,7 +43,7 @@ use crate::{
     audit::{Again, Subject},
     clock::Clock,
     datapath::{Datapath, Events},
-    kube::{self, Cluster, Poster},
+    kube::{self, Cluster, Poster, Releaser},
     rls,
     telemetry::LevelHandle,
     workload::{CgroupEvents, cgroup::Cgroups},
@@ -89,6 +89,10 @@ pub struct Kubernetes {
     pub node: String,
     /// Where cgroups are mounted.
     pub cgroups: PathBuf,
+    /// The key of the taint that is removed from the node when the agent is ready.
+    pub startup_taint: Option<String>,
+    /// Whether pods' readiness gates are answered.
+    pub readiness_gate: bool,
 }
 
 /// The engine, for whoever asks.
@@ -225,7 +229,7 @@ async fn agent(options: Options) -> anyhow::Result<()> {
         None => None,
     };
     if let (Some(pods), Some(kubernetes)) = (&pods, &options.kubernetes) {
-        engine = engine.with_pods(Arc::clone(&pods.cluster), kubernetes.cgroups.clone());
+        engine = engine.with_pods(Arc::clone(&pods.cluster), kubernetes);
     }
     let mut answering = tokio::spawn(leases::answer(handups, engine.leases(), injector));
     let shared = Shared { engine: Arc::new(Mutex::new(engine)), requests: told };
@@ -304,17 +308,18 @@ async fn agent(options: Options) -> anyhow::Result<()> {
                 }
             }
             _ = second.tick() => {
-                let (addresses, notices) = shared.step(|engine| {
+                let (addresses, notices, releases) = shared.step(|engine| {
                     engine.tick();
                     engine.find_missing_pods();
                     // Namespaces come without an event in this one.
                     if engine.is_waiting() {
                         engine.reconcile();
                     }
-                    (engine.addresses(), engine.notices())
+                    (engine.addresses(), engine.notices(), engine.releases())
                 }).await?;
                 if let Some(pods) = &pods {
                     notices.into_iter().for_each(|notice| pods.poster.post(notice));
+                    releases.into_iter().for_each(|release| pods.releaser.ask(release));
                     let cluster = Arc::clone(&pods.cluster);
                     tokio::task::spawn_blocking(move || cluster.keep());
                 }
@@ -347,6 +352,7 @@ struct PodEvents {
     cgroups: CgroupEvents,
     watch: JoinHandle<()>,
     poster: Poster,
+    releaser: Releaser,
 }
 
 enum PodEvent {
@@ -365,8 +371,10 @@ impl PodEvents {
         let client = kube::connect().await?;
         let (node, posted) = (kubernetes.node.clone(), Arc::clone(cluster.posted()));
         let poster = Poster::start(client.clone(), node, posted);
+        let taint = kubernetes.startup_taint.clone();
+        let releaser = Releaser::start(client.clone(), Arc::clone(&cluster), taint);
         let watch = tokio::spawn(kube::watch(client, Arc::clone(&cluster)));
-        Ok(Self { cluster, cgroups, watch, poster })
+        Ok(Self { cluster, cgroups, watch, poster, releaser })
     }
 
     async fn next(&mut self) -> anyhow::Result<PodEvent> {

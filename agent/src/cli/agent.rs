@@ -3,7 +3,7 @@
 use std::{io::Write, net::SocketAddr, path::PathBuf};
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::{DEFAULT_SOCKET, Exit, error::CliError};
@@ -47,6 +47,14 @@ pub(super) struct Agent {
     /// Where the host's cgroups are mounted
     #[arg(long, value_name = "FOLDER", env = "WEIR_CGROUP_ROOT", default_value = DEFAULT_CGROUP_ROOT)]
     cgroup_root: PathBuf,
+    /// Remove taints of this key from the node once the agent is ready, so that no pod starts there
+    /// without limits. Needs the right to patch nodes
+    #[arg(long, value_name = "KEY", requires = "kubernetes", value_parser = NonEmptyStringValueParser::new())]
+    startup_taint: Option<String>,
+    /// Set the condition weir.dev/enforced of pods that name it among their readiness gates. Needs the
+    /// right to patch pods/status
+    #[arg(long, requires = "kubernetes")]
+    readiness_gate: bool,
     /// What is logged: off, error, warn, info, debug, trace, or a list like
     /// info,weir::datapath=debug
     #[arg(long, value_name = "LEVEL", env = "WEIR_LOG", default_value = "info")]
@@ -112,9 +120,14 @@ impl Agent {
         let node_file = std::path::absolute(node_file).context("where is the node file?")?;
         let level = telemetry::init(&self.log, self.log_format).context("cannot start the log")?;
         let node = self.node_name.filter(|_| self.kubernetes);
-        let cgroups = self.cgroup_root;
+        let kubernetes = node.map(|node| app::Kubernetes {
+            node,
+            cgroups: self.cgroup_root,
+            startup_taint: self.startup_taint,
+            readiness_gate: self.readiness_gate,
+        });
         app::run(app::Options {
-            kubernetes: node.map(|node| app::Kubernetes { node, cgroups }),
+            kubernetes,
             node_file,
             pin_dir: self.pin_dir,
             socket: self.socket,

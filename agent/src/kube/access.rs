@@ -1,5 +1,6 @@
 //! What the agent may ask of the API server, and nothing else: the ClusterRole is made of this
-//! list, and the tests' API server refuses what is not in it.
+//! list, and the tests' API server refuses what is not in it. What is off unless it is asked for stands
+//! apart.
 
 /// Verbs on a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,12 @@ pub const ACCESS: &[Access] = &[
     Access { group: "", resource: "nodes", verbs: &["list", "watch"] },
     Access { group: "events.k8s.io", resource: "events", verbs: &["create"] },
 ];
+
+/// What it asks for besides, to remove the startup taint from its node. RBAC knows no "own node".
+pub const STARTUP_TAINT: Access = Access { group: "", resource: "nodes", verbs: &["patch"] };
+
+/// What it asks for besides, to answer pods' readiness gates.
+pub const READINESS_GATE: Access = Access { group: "", resource: "pods/status", verbs: &["patch"] };
 
 #[cfg(test)]
 mod tests {

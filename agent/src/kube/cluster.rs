@@ -10,7 +10,11 @@ use std::{
 use tokio::sync::Notify;
 use tracing::warn;
 
-use super::{index::Index, post::Posted};
+use super::{
+    index::Index,
+    post::Posted,
+    release::{Gated, Taints},
+};
 use crate::{
     app::memory::{self, Keeper},
     config::Workload,
@@ -133,6 +137,12 @@ impl Cluster {
             node_labels: state.index.node_labels(),
             since,
         }
+    }
+
+    /// What the node is tainted with, and which of its pods wait for the agent's word.
+    pub fn waiting(&self) -> (Taints, Vec<Gated>) {
+        let state = self.state();
+        (state.index.taints().cloned().unwrap_or_default(), state.index.gated())
     }
 
     /// Changes the index by what the API server said. `change` tells whether that changes any

@@ -8,6 +8,7 @@ use k8s_openapi::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::release::{Gate, Taints};
 use crate::{
     config::{self, Location, PodLocation, Workload},
     policy::{
@@ -52,6 +53,9 @@ pub(super) struct PodFacts {
     /// before, which is no failure.
     #[serde(default)]
     pub was_ready: bool,
+    /// Whether it waits for the agent's word before it is ready, and what was said.
+    #[serde(default)]
+    pub gate: Option<Gate>,
 }
 
 /// What stands between a pod's application and the network.
@@ -112,6 +116,7 @@ impl PodFacts {
             host_network: spec.host_network.unwrap_or_default(),
             mesh,
             was_ready: is_ready(status),
+            gate: Gate::of(pod),
         })
     }
 
@@ -176,12 +181,15 @@ impl PodFacts {
 pub(super) struct NodeFacts {
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// Its taints.
+    #[serde(default)]
+    pub taints: Taints,
 }
 
 impl NodeFacts {
     /// What matters of a node.
     pub(super) fn of(node: &Node) -> Self {
-        Self { labels: node.metadata.labels.clone().unwrap_or_default() }
+        Self { labels: node.metadata.labels.clone().unwrap_or_default(), taints: Taints::of(node) }
     }
 }
 

@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::facts::{NamespaceFacts, NodeFacts, PodFacts};
+use super::{
+    facts::{NamespaceFacts, NodeFacts, PodFacts},
+    release::{Gate, Gated, Taints},
+};
 use crate::config::{Namespace, Workload};
 
 /// Objects of one kind, by a key that no two of them ever share.
@@ -127,12 +130,29 @@ impl Index {
 
     /// Takes in what is said of the node, by name; whether that may change any workload.
     pub(super) fn nodes(&mut self, step: Step<NodeFacts>) -> bool {
-        !self.nodes.step(step).is_empty()
+        let labels = self.node_labels();
+        self.nodes.step(step);
+        self.node_labels() != labels
     }
 
     /// The labels of the node.
     pub(super) fn node_labels(&self) -> BTreeMap<String, String> {
         self.nodes.known.values().next().map(|node| node.labels.clone()).unwrap_or_default()
+    }
+
+    /// The taints of the node.
+    pub(super) fn taints(&self) -> Option<&Taints> {
+        self.nodes.known.values().next().map(|node| &node.taints)
+    }
+
+    /// The pods that wait for the agent's word.
+    pub(super) fn gated(&self) -> Vec<Gated> {
+        let gated = |pod: &PodFacts| {
+            let gate = pod.gate.clone().filter(|gate| *gate != Gate::Passed)?;
+            let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
+            Some(Gated { namespace, name, uid: pod.uid.clone(), gate })
+        };
+        self.pods.known.values().filter_map(gated).collect()
     }
 
     /// Makes all workloads anew, after the index was read from a file.
@@ -278,7 +298,10 @@ mod tests {
     #[test]
     fn the_nodes_labels_are_known_and_its_heartbeats_are_no_news() {
         let mut index = Index::default();
-        let node = |zone: &str| NodeFacts { labels: [("zone".to_owned(), zone.to_owned())].into() };
+        let node = |zone: &str| NodeFacts {
+            labels: [("zone".to_owned(), zone.to_owned())].into(),
+            ..NodeFacts::default()
+        };
         assert!(index.node_labels().is_empty());
         assert!(index.nodes(Step::Set("node-1".to_owned(), node("a"))));
         assert!(!index.nodes(Step::Set("node-1".to_owned(), node("a"))));

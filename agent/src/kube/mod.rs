@@ -12,13 +12,15 @@ mod facts;
 mod index;
 mod notices;
 mod post;
+mod release;
 mod watch;
 
 pub use self::{
-    access::{ACCESS, Access},
+    access::{ACCESS, Access, READINESS_GATE, STARTUP_TAINT},
     admission::admission_policies,
     cluster::{Cluster, Snapshot},
     notices::{Cause, Notice, Notices, Object},
     post::Poster,
+    release::{GATE, Gate, Gated, Release, Releaser, Releases, Taints},
     watch::{connect, connect_once, watch},
 };

@@ -12,6 +12,7 @@ mod evidence;
 mod pods;
 mod quotas;
 mod refusals;
+mod releases;
 mod trials;
 
 use std::{

@@ -10,9 +10,9 @@ use std::{
 
 use weir_common::{breaker::Phase, verdict::Reason};
 
-use super::{Engine, Known};
+use super::{Engine, Known, releases::Doors};
 use crate::{
-    app::{timing::Timing, view},
+    app::{Kubernetes, timing::Timing, view},
     compile::Identity,
     config::{Location, PodLocation, Workload},
     datapath::Doubt,
@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Pods {
     /// `None` on a machine without Kubernetes.
-    cluster: Option<Arc<Cluster>>,
+    pub(super) cluster: Option<Arc<Cluster>>,
     /// `None` while nobody could say which there are.
     known: Option<Vec<Arc<Workload>>>,
     /// The node's labels.
@@ -34,6 +34,8 @@ pub(super) struct Pods {
     pub(super) notices: Notices,
     /// Breakers that were seen open: their pod and their name.
     open: BTreeMap<Identity, (Object, String)>,
+    /// The words that somebody may wait for.
+    pub(super) doors: Doors,
     /// From the arrival of a change to the kernel.
     policies: Timing,
     /// From a pod's first process to its programs.
@@ -50,6 +52,7 @@ impl Default for Pods {
             networks: PodNetworks::new(PathBuf::new()),
             notices: Notices::default(),
             open: BTreeMap::new(),
+            doors: Doors::default(),
             policies: Timing::default(),
             attachments: Timing::default(),
         }
@@ -115,14 +118,13 @@ impl Pods {
 }
 
 impl Engine {
-    /// There are pods on this node, and their cgroups lie below this mount point. Until somebody
-    /// says which pods, nothing changes in the kernel.
+    /// There are pods on this node. Until somebody says which, nothing changes in the kernel.
     #[must_use]
-    pub fn with_pods(mut self, cluster: Arc<Cluster>, cgroups: PathBuf) -> Self {
+    pub fn with_pods(mut self, cluster: Arc<Cluster>, kubernetes: &Kubernetes) -> Self {
         let Snapshot { pods: known, node_labels, .. } = cluster.take();
-        let networks = PodNetworks::new(cgroups);
-        let cluster = Some(cluster);
-        self.pods = Pods { cluster, known, node_labels, networks, ..Pods::default() };
+        let networks = PodNetworks::new(kubernetes.cgroups.clone());
+        let (cluster, doors) = (Some(cluster), Doors::of(kubernetes));
+        self.pods = Pods { cluster, known, node_labels, networks, doors, ..Pods::default() };
         self.pods.networks.look_for(&self.pods.wanted());
         self
     }

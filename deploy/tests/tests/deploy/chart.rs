@@ -1,7 +1,9 @@
 //! The chart is the truth: what was rendered of it is current, and its schema tells good values from
 //! bad ones.
 
-use std::fs;
+use std::{collections::BTreeSet, fs, path::Path};
+
+use serde_json::Value;
 
 use crate::files::{documents, rendered, run, tool};
 
@@ -92,6 +94,11 @@ const VALUES: &[(&str, Option<&str>)] = &[
     ("resources.limits.memory=much", Some("/resources/limits/memory")),
     ("admissionPolicy.enabled=true", None),
     ("admissionPolicy.enabled=yes", Some("/admissionPolicy/enabled")),
+    ("startupTaint=weir.dev/agent-not-ready", None),
+    ("startupTaint=Weir.dev/ready", Some("/startupTaint")),
+    ("startupTaint=a b", Some("/startupTaint")),
+    ("readinessGate.enabled=true", None),
+    ("readinessGate.enabled=maybe", Some("/readinessGate/enabled")),
     ("uninstall=true", None),
     ("uninstall=yes", Some("/uninstall")),
 ];
@@ -112,6 +119,52 @@ fn the_schema_takes_good_values_and_refuses_bad_ones_by_name() {
                 assert!(error.contains(word), "{value}: expected {word} in: {error}");
             }
         }
+    }
+}
+
+/// What the ClusterRole grants with these values (group, resource and verb), and the agent's words.
+fn rights_and_words(helm: &Path, values: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    let (good, rendered, error) =
+        run(helm, &["template", "weir", "deploy/helm/weir", "--set", values]);
+    assert!(good, "{values}: {error}");
+    let documents = documents(&rendered);
+    let find = |kind: &str| documents.iter().find(|document| document["kind"] == kind).unwrap();
+    let words = |list: &Value| -> Vec<String> {
+        let words = list.as_array().unwrap().iter();
+        words.map(|word| word.as_str().unwrap().to_owned()).collect()
+    };
+    let mut rights = BTreeSet::new();
+    for rule in find("ClusterRole")["rules"].as_array().unwrap() {
+        for group in words(&rule["apiGroups"]) {
+            for resource in words(&rule["resources"]) {
+                let verbs = words(&rule["verbs"]).into_iter();
+                rights.extend(verbs.map(|verb| format!("{group}/{resource} {verb}")));
+            }
+        }
+    }
+    let container = &find("DaemonSet")["spec"]["template"]["spec"]["containers"][0];
+    (rights, words(&container["args"]).into_iter().collect())
+}
+
+/// That the agent asks for no more is held by its own tests, against the same words.
+#[test]
+fn what_is_turned_on_brings_its_right_and_its_word_and_nothing_else() {
+    let helm = needs!(tool("WEIR_HELM"));
+    let (rights, words) = rights_and_words(&helm, "mode=shadow");
+    for (values, right, word) in [
+        (
+            "startupTaint=weir.dev/agent-not-ready",
+            "/nodes patch",
+            "--startup-taint=weir.dev/agent-not-ready",
+        ),
+        ("readinessGate.enabled=true", "/pods/status patch", "--readiness-gate"),
+    ] {
+        let (more_rights, more_words) = rights_and_words(&helm, values);
+        assert!(more_rights.is_superset(&rights) && more_words.is_superset(&words), "{values}");
+        let new: Vec<_> = more_rights.difference(&rights).collect();
+        assert_eq!(new, [right], "{values}");
+        let new: Vec<_> = more_words.difference(&words).collect();
+        assert_eq!(new, [word], "{values}");
     }
 }
 
