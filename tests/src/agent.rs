@@ -479,22 +479,27 @@ impl<'a> Agent<'a> {
 
     /// One exchange over the admin socket: the answer's code and body.
     pub fn request(&self, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
-        let mut stream = UnixStream::connect(&self.socket)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        stream.write_all(request.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("not HTTP: {answer:?}"));
-        let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(bad)?;
-        let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(bad)?;
-        Ok((code, body.to_owned()))
+        request(&self.socket, method, path, body)
     }
+}
+
+/// One request over a socket that an agent listens on: the answer's code and body.
+pub fn request(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, format!("not HTTP: {answer:?}"));
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(bad)?;
+    let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(bad)?;
+    Ok((code, body.to_owned()))
 }
 
 impl Drop for Agent<'_> {

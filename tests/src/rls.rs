@@ -7,19 +7,29 @@
 )]
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
-    path::PathBuf,
+    panic::{self, AssertUnwindSafe},
+    path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, SystemTime},
 };
 
 use nix::sys::signal::Signal;
-use weir::lab::{Lab, Namespace, Process};
+use weir::lab::{Host, Lab, Namespace, Node, Process};
 
-use crate::agent::{PATIENCE, binary, eventually, metric};
+use crate::{
+    agent::{PATIENCE, binary, eventually, metric},
+    envoy::Envoy,
+    http::End,
+};
 
 /// The proxy of HTTP with a limit for all of them together.
 pub const HTTP: &str = include_str!("../../deploy/envoy/http.yaml");
@@ -251,4 +261,86 @@ pub fn with_seconds_left(seconds: u64) {
     while left() < seconds {
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// A node with an agent, a proxy and what it stands for, and another node's agent.
+#[derive(Debug)]
+pub struct Site {
+    /// The node.
+    pub node: Node,
+    /// Another node.
+    pub elsewhere: Host,
+    /// Where Envoys run.
+    pub proxies: [Host; 2],
+    /// What they stand for.
+    pub web: Host,
+    /// Who asks.
+    pub client: Host,
+}
+
+impl Site {
+    /// Makes its hosts; nothing runs there yet.
+    pub fn new(lab: &Lab) -> Self {
+        let node = lab.node("node").expect("make a node");
+        let pod = |name| node.pod(name).expect("make a pod");
+        let client = |name| node.client(name).expect("make a client");
+        let proxies = [pod("proxy-1"), pod("proxy-2")];
+        let (web, elsewhere, client) = (pod("web"), client("elsewhere"), client("client"));
+        Self { node, elsewhere, proxies, web, client }
+    }
+
+    /// Starts the node's agent, without a data plane.
+    pub fn agent(&self, lab: &Lab) -> Answerer<'_> {
+        Answerer::start(lab, self.node.namespace(), "agent")
+    }
+
+    /// Starts one of the proxies, and waits until it knows its agent.
+    pub fn envoy(&self, lab: &Lab, program: &Path, which: usize, text: &str) -> Envoy<'_> {
+        let agents: [IpAddr; 2] = [self.node.ipv4().into(), self.elsewhere.ipv4().into()];
+        let text = configuration(text, self.web.ipv4().into(), agents);
+        let envoy = Envoy::launch(program, lab, self.proxies[which].namespace(), &text);
+        let healthy = || envoy.number("cluster.rate_limit_cluster.membership_healthy");
+        eventually("Envoy knows its agent", healthy, |healthy| *healthy > 0);
+        envoy
+    }
+
+    /// Where a proxy listens.
+    pub fn proxy(&self, which: usize) -> SocketAddr {
+        SocketAddr::new(self.proxies[which].ipv4().into(), PROXY)
+    }
+
+    /// The statuses of so many requests by way of a proxy.
+    pub fn codes(&self, which: usize, path: &str, count: usize) -> Vec<u16> {
+        codes(self.client.namespace(), self.proxy(which), path, count)
+    }
+
+    /// The status of one request by way of the first proxy.
+    pub fn code(&self, path: &str) -> u16 {
+        get(self.client.namespace(), self.proxy(0), path).code
+    }
+}
+
+/// How so many clients' requests end while `work` is done: each asks the first proxy at most 200
+/// times a second.
+pub fn asked_meanwhile(site: &Site, clients: u64, work: impl FnOnce()) -> BTreeMap<End, u64> {
+    let (stop, ends) = (AtomicBool::new(false), Mutex::new(BTreeMap::new()));
+    let ask = || {
+        while !stop.load(Ordering::Relaxed) {
+            *ends
+                .lock()
+                .expect("no client panicked")
+                .entry(crate::http::get(site.proxy(0)))
+                .or_default() += 1;
+            thread::sleep(Duration::from_millis(5));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..clients {
+            scope.spawn(|| site.client.namespace().run(ask).expect("enter the namespace"));
+        }
+        let done = panic::catch_unwind(AssertUnwindSafe(work));
+        stop.store(true, Ordering::Relaxed);
+        done.unwrap_or_else(|panic| panic::resume_unwind(panic));
+    });
+    ends.into_inner().expect("no client panicked")
 }

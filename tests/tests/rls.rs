@@ -7,26 +7,17 @@
 )]
 
 use std::{
-    collections::BTreeMap,
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpStream},
-    panic::{self, AssertUnwindSafe},
-    path::Path,
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
+    net::TcpStream,
     time::{Duration, Instant},
 };
 
-use weir::lab::{Host, Lab, Node};
 use weir_tests::{
     agent::{PATIENCE, eventually, lab_or_skip},
-    envoy::{Envoy, program_or_skip},
-    http::{End, Web},
+    envoy::program_or_skip,
+    http::Web,
     rls::{
-        Answerer, HTTP, HTTP_LOCAL, PROXY, TCP, UPSTREAM, codes, configuration, get,
+        Answerer, HTTP, HTTP_LOCAL, Site, TCP, UPSTREAM, asked_meanwhile, codes, get,
         with_seconds_left,
     },
 };
@@ -41,50 +32,6 @@ macro_rules! lab {
             _ => return,
         }
     }};
-}
-
-/// A node with an agent, a proxy and what it stands for, and another node's agent.
-struct Site {
-    node: Node,
-    elsewhere: Host,
-    proxies: [Host; 2],
-    web: Host,
-    client: Host,
-}
-
-impl Site {
-    fn new(lab: &Lab) -> Self {
-        let node = lab.node("node").unwrap();
-        let proxies = [node.pod("proxy-1").unwrap(), node.pod("proxy-2").unwrap()];
-        let (web, client) = (node.pod("web").unwrap(), node.client("client").unwrap());
-        let elsewhere = node.client("elsewhere").unwrap();
-        Self { node, elsewhere, proxies, web, client }
-    }
-
-    fn agent(&self, lab: &Lab) -> Answerer<'_> {
-        Answerer::start(lab, self.node.namespace(), "agent")
-    }
-
-    fn envoy(&self, lab: &Lab, program: &Path, which: usize, text: &str) -> Envoy<'_> {
-        let agents: [IpAddr; 2] = [self.node.ipv4().into(), self.elsewhere.ipv4().into()];
-        let text = configuration(text, self.web.ipv4().into(), agents);
-        let envoy = Envoy::launch(program, lab, self.proxies[which].namespace(), &text);
-        let healthy = || envoy.number("cluster.rate_limit_cluster.membership_healthy");
-        eventually("Envoy knows its agent", healthy, |healthy| *healthy > 0);
-        envoy
-    }
-
-    fn proxy(&self, which: usize) -> SocketAddr {
-        SocketAddr::new(self.proxies[which].ipv4().into(), PROXY)
-    }
-
-    fn codes(&self, which: usize, path: &str, count: usize) -> Vec<u16> {
-        codes(self.client.namespace(), self.proxy(which), path, count)
-    }
-
-    fn code(&self, path: &str) -> u16 {
-        get(self.client.namespace(), self.proxy(0), path).code
-    }
 }
 
 /// So many admitted, then so many refused.
@@ -199,26 +146,6 @@ fn another_agent_answers_while_the_local_one_is_stopped() {
         |(_, answered)| *answered > 0.0,
     );
     assert_eq!(envoy.count("ratelimit.error"), 0);
-}
-
-/// Clients that ask the proxy until they are told to stop, each at most 200 times a second.
-fn asked_meanwhile(site: &Site, clients: u64, work: impl FnOnce()) -> BTreeMap<End, u64> {
-    let (stop, ends) = (AtomicBool::new(false), Mutex::new(BTreeMap::new()));
-    let ask = || {
-        while !stop.load(Ordering::Relaxed) {
-            *ends.lock().unwrap().entry(weir_tests::http::get(site.proxy(0))).or_default() += 1;
-            thread::sleep(Duration::from_millis(5));
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 0..clients {
-            scope.spawn(|| site.client.namespace().run(ask).unwrap());
-        }
-        let done = panic::catch_unwind(AssertUnwindSafe(work));
-        stop.store(true, Ordering::Relaxed);
-        done.unwrap_or_else(|panic| panic::resume_unwind(panic));
-    });
-    ends.into_inner().unwrap()
 }
 
 /// While one agent makes room for the next, its health checks fail, and Envoy asks either of them or
