@@ -247,12 +247,12 @@ impl Quotas {
         if let Some(Some(taken)) = shared {
             return judged.add(number, taken);
         }
-        let taken = match self.slab.update(judged.name.of_kind(kind), kind, now, step) {
+        let taken = match self.slab.update(judged.name.of_kind(kind), meter.mark(), now, step) {
             Ok(taken) => taken,
             Err(super::slab::Crowded) => {
                 judged.is_crowded = true;
                 match overflow {
-                    Some(overflow) => overflow.update(kind, step),
+                    Some(overflow) => overflow.update(meter, (self.slab.tariffs(), now), step),
                     None => step(0).taken,
                 }
             }
@@ -268,7 +268,7 @@ impl Quotas {
                 let identity = judged.name.of_kind(meter.kind());
                 let shared = self.shared.load();
                 let word = shared.as_ref().and_then(|shared| shared.word(identity));
-                let word = word.or_else(|| self.slab.word(identity)).unwrap_or(0);
+                let word = word.or_else(|| self.slab.word(identity, meter.mark())).unwrap_or(0);
                 meter.step(word, judged.hits, now).taken.over
             };
             !judged.is_replaced

@@ -8,7 +8,7 @@ use weir_common::{
     window::Window,
 };
 
-use super::{Now, model::Algorithm};
+use super::{Now, model::Algorithm, tariffs::Mark};
 
 /// How hits of one limit count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub enum Engine {
         params: Params,
         /// Its size in tokens.
         burst: u32,
+        /// The number of these parameters among all that held in this process; 0 before they hold.
+        tariff: u32,
     },
 }
 
@@ -112,7 +114,7 @@ impl Meter {
             let period_ns = u64::from(period_s) * 1_000_000_000;
             let params = Params::new(requests.into(), period_ns, burst.into(), Refill::Smooth)
                 .ok_or(Impossible::TooSlow)?;
-            Ok(Engine::Bucket { params, burst })
+            Ok(Engine::Bucket { params, burst, tariff: 0 })
         };
         let engine = match algorithm {
             Algorithm::FixedWindow => Engine::Fixed,
@@ -140,12 +142,21 @@ impl Meter {
         }
     }
 
+    /// What stands beside a word that it writes.
+    pub const fn mark(&self) -> Mark {
+        let tariff = match self.engine {
+            Engine::Bucket { tariff, .. } => tariff,
+            Engine::Fixed | Engine::Sliding => 0,
+        };
+        Mark::new(self.kind(), tariff)
+    }
+
     /// The step of hits at a time, from a word; 0 is the word of a count that is not there.
     pub fn step(&self, word: u64, hits: Hits, now: Now) -> Step {
         match self.engine {
             Engine::Fixed => self.fixed_step(word, hits, now),
             Engine::Sliding => self.sliding_step(word, hits, now),
-            Engine::Bucket { params, burst } => bucket_step(word, hits, now, &params, burst),
+            Engine::Bucket { params, burst, .. } => bucket_step(word, hits, now, &params, burst),
         }
     }
 
@@ -247,7 +258,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As a number, for identities and slots. Never 0.
+    /// As a number of 40 bits, for identities and slots. Never 0.
     pub const fn encode(self) -> u64 {
         let (tag, period) = match self {
             Self::Fixed { period_s } => (1, period_s),

@@ -92,7 +92,7 @@ impl Quotas {
         let spent = |meter: &Meter| {
             let identity = name.of_kind(meter.kind());
             let word = shared.as_ref().and_then(|shared| shared.word(identity));
-            let word = word.or_else(|| self.slab.word(identity)).unwrap_or_default();
+            let word = word.or_else(|| self.slab.word(identity, meter.mark())).unwrap_or_default();
             let taken = meter.step(word, Hits::Add(0), now).taken;
             let (limit, reset) = (taken.limit.into(), taken.reset_s.into());
             Spent { hits: taken.before, limit, reset_seconds: reset }

@@ -34,6 +34,7 @@ pub mod slab;
 pub mod store;
 mod table;
 mod tally;
+mod tariffs;
 pub mod unit;
 pub mod wildcard;
 pub mod xds;

@@ -1,39 +1,73 @@
 //! Counts that everybody shares for whom there is no place in the table.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
 
-use super::engine::{Kind, Meter, Step, Taken};
+use super::{
+    Now,
+    engine::{Kind, Meter, Step, Taken},
+    tariffs::{BUSY, Mark, Tariffs},
+};
 
 /// One word for each limit of a rule.
 #[derive(Debug, Default)]
 pub(super) struct Overflow {
-    words: Box<[(u64, AtomicU64)]>,
+    words: Box<[(Kind, Shared)]>,
     /// For limits that are no rule's.
-    other: AtomicU64,
+    other: Shared,
+}
+
+/// A word and its mark, 0 before the first hit.
+#[derive(Debug, Default)]
+struct Shared {
+    word: AtomicU64,
+    mark: AtomicU64,
 }
 
 impl Overflow {
     pub(super) fn new(meters: &[Meter]) -> Self {
-        let word = |meter: &Meter| (meter.kind().encode(), AtomicU64::new(0));
-        Self { words: meters.iter().map(word).collect(), other: AtomicU64::new(0) }
+        let words = meters.iter().map(|meter| (meter.kind(), Shared::default())).collect();
+        Self { words, other: Shared::default() }
     }
 
     /// Whether it is for limits of these kinds.
     pub(super) fn fits(&self, meters: &[Meter]) -> bool {
-        let kinds = self.words.iter().map(|(kind, _)| *kind);
-        kinds.eq(meters.iter().map(|meter| meter.kind().encode()))
+        self.words.iter().map(|(kind, _)| *kind).eq(meters.iter().map(Meter::kind))
     }
 
-    pub(super) fn update(&self, kind: Kind, step: impl Fn(u64) -> Step) -> Taken {
-        let found = self.words.iter().find(|(of, _)| *of == kind.encode());
-        let word = found.map_or(&self.other, |(_, word)| word);
-        let mut current = word.load(Ordering::Acquire);
+    pub(super) fn update(
+        &self,
+        meter: &Meter,
+        (tariffs, now): (&Tariffs, Now),
+        step: impl Fn(u64) -> Step,
+    ) -> Taken {
+        let found = self.words.iter().find(|(kind, _)| *kind == meter.kind());
+        found.map_or(&self.other, |(_, shared)| shared).update((meter.mark(), now), tariffs, step)
+    }
+}
+
+impl Shared {
+    fn update(
+        &self,
+        (mark, now): (Mark, Now),
+        tariffs: &Tariffs,
+        step: impl Fn(u64) -> Step,
+    ) -> Taken {
         loop {
-            let Step { store, taken } = step(current);
+            let word = self.word.load(Ordering::Acquire);
+            if word == BUSY {
+                thread::yield_now();
+                continue;
+            }
+            let stepped = tariffs.step((&self.word, word), &self.mark, (mark, now), &step);
+            let Some(Step { store, taken }) = stepped else { continue };
             let Some(next) = store else { return taken };
-            match word.compare_exchange(current, next, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return taken,
-                Err(seen) => current = seen,
+            let swapped =
+                self.word.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed);
+            if swapped.is_ok() {
+                return taken;
             }
         }
     }

@@ -94,16 +94,28 @@ impl Quotas {
         self.store.set(store).is_ok()
     }
 
-    /// Exchanges the rules. Counts stay. With any problem the rules stay too.
+    /// Makes rules hold where no bucket has counted yet, so that no time matters.
     pub fn apply(
         &self,
         configuration: &Configuration,
         settings: Settings,
     ) -> Result<(), Vec<Problem>> {
+        self.exchange(configuration, settings, Now { monotonic_ns: 0, realtime_ns: 0 })
+    }
+
+    /// Exchanges the rules. Counts stay; buckets whose parameters change hold as many tokens as at this
+    /// moment, or as many as fit. With any problem the rules stay too.
+    pub fn exchange(
+        &self,
+        configuration: &Configuration,
+        settings: Settings,
+        now: Now,
+    ) -> Result<(), Vec<Problem>> {
         let _loading = self.lock();
         let before = self.rules.load();
         match compile(configuration, settings, before.as_deref()) {
-            Ok(rules) => {
+            Ok(mut rules) => {
+                self.slab.tariffs().number(&mut rules, before.as_deref(), now);
                 self.rules.store(Some(Arc::new(rules)));
                 self.service.config_load_success.add(1);
                 Ok(())

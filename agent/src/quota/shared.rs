@@ -181,7 +181,8 @@ impl Quotas {
         let after = Arc::new(Shared::new(cells));
         self.shared.store((!after.0.is_empty()).then(|| Arc::clone(&after)));
         for (Named { identity, meter, .. }, _) in &after.0 {
-            if before.get(*identity).is_some() || self.slab.word(*identity).is_none() {
+            if before.get(*identity).is_some() || self.slab.word(*identity, meter.mark()).is_none()
+            {
                 continue;
             }
             let mut word = 0;
@@ -191,7 +192,7 @@ impl Quotas {
                 Step { store: (found != 0).then_some(0), taken }
             };
             // It is there, so there is a place for it.
-            let _ = self.slab.update(*identity, meter.kind(), now, empty);
+            let _ = self.slab.update(*identity, meter.mark(), now, empty);
             after.update(*identity, |to| meter.carry(word, to, now));
         }
         for (Named { identity, meter, .. }, cell) in &before.0 {
@@ -201,7 +202,7 @@ impl Quotas {
                 let word = cell.swap(0, Ordering::SeqCst);
                 let carry = |to| meter.carry(word, to, now);
                 // Where there is no place for it, it is as crowded as any other.
-                let _ = self.slab.update(*identity, meter.kind(), now, carry);
+                let _ = self.slab.update(*identity, meter.mark(), now, carry);
             }
         }
     }

@@ -14,9 +14,10 @@
 //! count that all crowded ones of the rule share.
 //!
 //! **Taking over a way.** The word is changed to [`BUSY`] first, by a compare-and-swap from what was
-//! found to be over; then tags and kind are written, then the new word. Who uses a way reads tags,
+//! found to be over; then tags and mark are written, then the new word. Who uses a way reads tags,
 //! word, and tags again, and then swaps the word. If the way was taken over between, the word is
-//! another: it was over when it was taken, and words of later windows are different words.
+//! another: it was over when it was taken, and words of later windows are different words. A bucket's
+//! word is brought to other parameters in the same way.
 //!
 //! Memory: 32 bytes a way. The table is zeroed pages of the kernel, so what was never used costs nothing.
 
@@ -32,16 +33,13 @@ use weir_common::window::SKEW_SECONDS;
 
 use super::{
     Now, ahead,
-    engine::{Kind, Step, Taken},
+    engine::{Step, Taken},
     identity::Identity,
+    tariffs::{BUSY, Mark, Tariffs},
 };
 
 /// Ways of a line.
 const WAYS: usize = 8;
-
-/// The word of a way that is being taken over. No engine writes it: it would be a window number and a
-/// count that are both at their end, or a time of 2.3 years of uptime to the 256th of a nanosecond.
-const BUSY: u64 = u64::MAX;
 
 /// Locks for making counts: two lines share one with many others.
 const LOCKS: usize = 256;
@@ -53,18 +51,19 @@ struct Line {
     ways: [Way; WAYS],
 }
 
-/// A count. It is there when its kind is not 0.
+/// A count. It is there when its mark is not 0.
 #[repr(C)]
 struct Way {
     high: AtomicU64,
     word: AtomicU64,
-    kind: AtomicU64,
+    mark: AtomicU64,
 }
 
 /// The table.
 pub struct Slab {
     lines: Box<[Line]>,
     locks: Box<[Mutex<()>]>,
+    tariffs: Tariffs,
 }
 
 /// There is no place for a new count.
@@ -96,7 +95,8 @@ impl Slab {
         let lines = Box::<[Line]>::new_zeroed_slice(lines);
         // SAFETY: a line is `AtomicU64`s and nothing else, for which zero is a value.
         let lines = unsafe { lines.assume_init() };
-        Self { lines, locks: (0..LOCKS).map(|_| Mutex::new(())).collect() }
+        let locks = (0..LOCKS).map(|_| Mutex::new(())).collect();
+        Self { lines, locks, tariffs: Tariffs::default() }
     }
 
     /// Changes a count by a step, which is given the count's word, or 0 if there is none. It may be
@@ -104,7 +104,7 @@ impl Slab {
     pub fn update(
         &self,
         identity: Identity,
-        kind: Kind,
+        mark: Mark,
         now: Now,
         mut step: impl FnMut(u64) -> Step,
     ) -> Result<Taken, Crowded> {
@@ -112,7 +112,7 @@ impl Slab {
         self.fetch(pair, identity);
         loop {
             let Some((line, way)) = self.find(pair, identity) else {
-                match self.create(pair, identity, kind, now, &mut step) {
+                match self.create(pair, identity, mark, now, &mut step) {
                     Made::Taken(taken) => return Ok(taken),
                     Made::Crowded => return Err(Crowded),
                     // Somebody else made it meanwhile.
@@ -125,7 +125,8 @@ impl Slab {
                 thread::yield_now();
                 continue;
             }
-            let Step { store, taken } = step(word);
+            let stepped = self.tariffs.step((&way.word, word), &way.mark, (mark, now), &mut step);
+            let Some(Step { store, taken }) = stepped else { continue };
             let Some(next) = store else { return Ok(taken) };
             let swapped =
                 way.word.compare_exchange(word, next, Ordering::AcqRel, Ordering::Relaxed);
@@ -135,11 +136,18 @@ impl Slab {
         }
     }
 
-    /// A count's word, if there is one.
-    pub fn word(&self, identity: Identity) -> Option<u64> {
+    /// A count's word, if there is one, as it is under this mark.
+    pub fn word(&self, identity: Identity, mark: Mark) -> Option<u64> {
         let (line, way) = self.find(self.pair(identity), identity)?;
         let word = way.word.load(Ordering::Acquire);
-        (word != BUSY && is(line, way, identity)).then_some(word)
+        let before = Mark::decode(way.mark.load(Ordering::Acquire));
+        let is_there = word != BUSY && is(line, way, identity);
+        is_there.then(|| self.tariffs.renewed(word, before, mark))
+    }
+
+    /// What buckets' words were written under.
+    pub(super) const fn tariffs(&self) -> &Tariffs {
+        &self.tariffs
     }
 
     /// Counts what lives. It reads the whole table: not for a decision.
@@ -147,7 +155,7 @@ impl Slab {
         let mut fill = Fill { ways: self.lines.len() * WAYS, ..Fill::default() };
         for way in self.lines.iter().flat_map(|line| &line.ways) {
             let word = way.word.load(Ordering::Acquire);
-            if let Some(kind) = Kind::decode(way.kind.load(Ordering::Acquire)) {
+            if let Some(kind) = Mark::kind(way.mark.load(Ordering::Acquire)) {
                 fill.used += 1;
                 fill.live += usize::from(!kind.is_over(word, now));
             }
@@ -189,7 +197,7 @@ impl Slab {
         &self,
         pair: [usize; 2],
         identity: Identity,
-        kind: Kind,
+        mark: Mark,
         now: Now,
         step: &mut impl FnMut(u64) -> Step,
     ) -> Made {
@@ -209,7 +217,7 @@ impl Slab {
             if way.word.compare_exchange(old, BUSY, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 continue;
             }
-            way.kind.store(kind.encode(), Ordering::Relaxed);
+            way.mark.store(mark.encode(), Ordering::Relaxed);
             way.high.store(identity.high, Ordering::Release);
             tag.store(identity.low, Ordering::Release);
             way.word.store(word, Ordering::Release);
@@ -252,7 +260,7 @@ fn free(line: &Line, preferred: usize, now: Now) -> Option<Free<'_>> {
     let mut found: Option<Free<'_>> = None;
     for (index, (tag, way)) in line.tags.iter().zip(&line.ways).enumerate() {
         let old = way.word.load(Ordering::Acquire);
-        let kind = Kind::decode(way.kind.load(Ordering::Acquire));
+        let kind = Mark::kind(way.mark.load(Ordering::Acquire));
         if old == BUSY || kind.is_some_and(|kind| !kind.is_over(old, then)) {
             continue;
         }

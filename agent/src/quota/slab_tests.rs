@@ -23,7 +23,9 @@ fn identity(keys: &Keys, number: u64) -> Identity {
 
 fn hit(slab: &Slab, meter: &Meter, identity: Identity, now: Now) -> Result<Taken, Crowded> {
     let kind = meter.kind();
-    slab.update(identity.of_kind(kind), kind, now, |word| meter.step(word, Hits::Add(1), now))
+    slab.update(identity.of_kind(kind), meter.mark(), now, |word| {
+        meter.step(word, Hits::Add(1), now)
+    })
 }
 
 #[test]
@@ -51,7 +53,7 @@ fn threads_together_get_no_more_than_each_limit_and_no_hit_is_lost() {
     let look = |number| {
         let kind = meter.kind();
         let step = |word| meter.step(word, Hits::Add(0), at(0));
-        slab.update(identity(&keys, number).of_kind(kind), kind, at(0), step).unwrap().after
+        slab.update(identity(&keys, number).of_kind(kind), meter.mark(), at(0), step).unwrap().after
     };
     assert_eq!((0..16).map(look).collect::<Vec<_>>(), [4000; 16]);
 }
@@ -119,7 +121,7 @@ fn a_question_takes_no_place() {
     for number in 0..1000 {
         let kind = meter.kind();
         let step = |word| meter.step(word, Hits::Add(0), at(0));
-        let taken = slab.update(identity(&keys, number).of_kind(kind), kind, at(0), step);
+        let taken = slab.update(identity(&keys, number).of_kind(kind), meter.mark(), at(0), step);
         assert_eq!(taken.unwrap().after, 0);
     }
     assert_eq!(slab.fill(at(0)).used, 0);
@@ -140,7 +142,7 @@ proptest! {
             let window = now.realtime_s() / 60;
             let kind = meter.kind();
             let step = |word| meter.step(word, Hits::Add(hits), now);
-            let taken = slab.update(identity(&keys, number).of_kind(kind), kind, now, step).unwrap();
+            let taken = slab.update(identity(&keys, number).of_kind(kind), meter.mark(), now, step).unwrap();
             let known = model.entry(number).or_insert((window, 0));
             if known.0 != window {
                 *known = (window, 0);

@@ -293,7 +293,7 @@ impl State {
         let applied = understood.and_then(|configuration| {
             let settings =
                 quota::Settings { store: self.fleet.is_some(), ..modes(&self.settings.modes) };
-            self.quotas.apply(&configuration, settings)
+            self.quotas.exchange(&configuration, settings, self.now())
         });
         match applied {
             Ok(()) => {
