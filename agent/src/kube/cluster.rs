@@ -24,6 +24,11 @@ use crate::{
 /// though nothing may have happened since that it could tell of.
 const RECOVERED: Duration = Duration::from_secs(90);
 
+/// For so long what an agent before this one knew is not acted upon: the API server mostly answers
+/// first. A pod that came after that was written is not among it, and has limits and counts in the
+/// kernel all the same. Who went by the file would take them away.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
+
 /// What is known of the pods, and how.
 #[derive(Debug)]
 pub struct Cluster {
@@ -37,8 +42,7 @@ pub struct Cluster {
 #[derive(Debug)]
 struct State {
     index: Index,
-    /// Whether the index says anything: it was listed, or kept by an agent before.
-    is_known: bool,
+    known: Known,
     /// When the first change arrived that the engine has not taken.
     since: Option<Instant>,
     /// Whether the index is newer than its file.
@@ -49,10 +53,21 @@ struct State {
     failures: BTreeMap<&'static str, (Instant, String)>,
 }
 
+/// Whether the index says anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    /// Nobody has said anything.
+    Nothing,
+    /// It was kept by an agent before; this one has asked since then.
+    Kept(Instant),
+    /// It was listed.
+    Listed,
+}
+
 /// What the engine takes.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// The pods; `None` while nothing is known of them.
+    /// The pods; `None` while nothing is known of them that could be acted upon.
     pub pods: Option<Vec<Arc<Workload>>>,
     /// The labels of the node.
     pub node_labels: BTreeMap<String, String>,
@@ -80,20 +95,20 @@ pub struct Health {
 impl Cluster {
     /// What an agent before this one knew of the node's pods, from the file where it kept it.
     pub fn remembered(node: String, path: PathBuf) -> Self {
-        let (index, is_known) = match memory::load::<Index>(&path) {
+        let (index, known) = match memory::load::<Index>(&path) {
             Ok(Some(mut index)) => {
                 index.restore();
-                (index, true)
+                (index, Known::Kept(Instant::now()))
             }
-            Ok(None) => (Index::default(), false),
+            Ok(None) => (Index::default(), Known::Nothing),
             Err(problem) => {
                 warn!(path = %path.display(), error = %problem, "the pods that were known last are not known any more");
-                (Index::default(), false)
+                (Index::default(), Known::Nothing)
             }
         };
         let state = State {
             index,
-            is_known,
+            known,
             since: None,
             is_newer: false,
             relists: 0,
@@ -131,11 +146,15 @@ impl Cluster {
     /// Takes what is known now.
     pub fn take(&self) -> Snapshot {
         let mut state = self.state();
-        let since = state.since.take();
+        let is_known = match state.known {
+            Known::Nothing => false,
+            Known::Kept(since) => since.elapsed() >= FIRST_ANSWER,
+            Known::Listed => true,
+        };
         Snapshot {
-            pods: state.is_known.then(|| state.index.workloads()),
+            since: if is_known { state.since.take() } else { None },
+            pods: is_known.then(|| state.index.workloads()),
             node_labels: state.index.node_labels(),
-            since,
         }
     }
 
@@ -150,8 +169,8 @@ impl Cluster {
     pub(super) fn update(&self, change: impl FnOnce(&mut Index) -> bool) {
         let mut state = self.state();
         let mut is_news = change(&mut state.index);
-        if state.index.is_complete() && !state.is_known {
-            (state.is_known, is_news) = (true, true);
+        if state.index.is_complete() && state.known != Known::Listed {
+            (state.known, is_news) = (Known::Listed, true);
         }
         if is_news {
             state.since.get_or_insert_with(Instant::now);
@@ -194,7 +213,7 @@ impl Cluster {
     pub fn keep(&self) {
         let index = {
             let mut state = self.state();
-            if !std::mem::take(&mut state.is_newer) || !state.is_known {
+            if !std::mem::take(&mut state.is_newer) || state.known == Known::Nothing {
                 return;
             }
             state.index.clone()

@@ -95,6 +95,38 @@ fn an_agent_that_knows_no_pods_takes_nothing_away() {
     assert_eq!(codes(client.namespace(), &web, 3), "refused:3");
 }
 
+/// What is known is written once a second, so a pod may come and the agent be killed before.
+#[test]
+fn a_pod_that_was_not_written_yet_keeps_what_it_spent() {
+    let lab = lab!();
+    let cluster = Cluster::new(&lab);
+    let (web, db) = (cluster.node.pod("web").unwrap(), cluster.node.pod("db").unwrap());
+    let client = cluster.node.client("client").unwrap();
+    let _servers = (serve(&web, &[80]), serve(&db, &[80]));
+    let mut agent = cluster.agent(&lab, NOTHING);
+    let policy = || json!({LINE: "2 per 60s"});
+    let _db = cluster.start(&db, &uid(1), policy());
+    await_attached(&agent, &name(&db));
+    let path = lab.directory().join("pods.json");
+    let kept = || std::fs::read_to_string(&path).unwrap_or_default();
+    let before = eventually("the first is written", kept, |text| text.contains(&uid(1)));
+    let _web = cluster.start(&web, &uid(2), policy());
+    await_attached(&agent, &name(&web));
+    assert_eq!(codes(client.namespace(), &web, 5), "ok:2 refused:3");
+
+    agent.kill();
+    std::fs::write(&path, before).unwrap();
+    // Time to do something wrong.
+    cluster.server.be_slow(Duration::from_millis(700));
+    agent.launch();
+    let up = || agent.request("GET", "/healthz", "").map_or(0, |(code, _)| code);
+    eventually("it runs", up, |code| *code == 200);
+    assert_eq!(codes(client.namespace(), &web, 3), "refused:3");
+    agent.await_ready();
+    assert_eq!(codes(client.namespace(), &web, 3), "refused:3");
+    assert_eq!(agent.limit(&name(&web)).admitted, 2, "its counts are the same");
+}
+
 #[test]
 fn a_troubled_watch_loses_no_change() {
     let lab = lab!();

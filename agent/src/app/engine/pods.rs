@@ -183,6 +183,10 @@ impl Engine {
 
     /// Looks for the pods without a network, if there are any.
     pub fn find_missing_pods(&mut self) {
+        // What an agent before this one knew will do, when the API server does not answer in time.
+        if !self.pods.are_known() {
+            self.take_pods();
+        }
         if self.pods.networks.look_for(&self.pods.wanted()) {
             self.reconcile();
         }
