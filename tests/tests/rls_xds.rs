@@ -253,6 +253,78 @@ async fn what_was_sent_last_holds_while_the_server_is_away() {
     site.stop().await;
 }
 
+/// An overlay for the gateway's domain with these keys at its only limit.
+fn overlay(keys: &str) -> String {
+    format!(
+        "format: weir-overlay\ndomain: {GATEWAY}\ndescriptors:\n  - key: route\n    value: route\n    \
+         descriptors: [{{ key: rule-0, value: rule-0, {keys} }}]\n"
+    )
+}
+
+#[tokio::test]
+async fn overlays_add_to_what_the_server_sends() {
+    let server = Ads::start("127.0.0.1:0".parse().unwrap(), None);
+    let mut site = Site::new("overlays", &server);
+    let folder = site.folder.join("quotas");
+    fs::create_dir(&folder).unwrap();
+    site.settings.quotas = vec![folder.clone()];
+    let write = |text: &str| {
+        fs::write(folder.join(".new"), text).unwrap();
+        fs::rename(folder.join(".new"), folder.join("gateway.yaml")).unwrap();
+    };
+    let problems = |site: &Site| site.view().problems;
+    let version = |site: &Site| site.view().xds.unwrap().version;
+
+    // They may say who may ask: nothing holds until they can be read.
+    write("format: weir-overlay\ndomain: [\n");
+    server.set("1", &[domain(GATEWAY, 5)]);
+    let channel = site.start().await;
+    let refusal = || server.heard().last().and_then(|(last, _)| last.error_detail.clone());
+    let refusal = until(refusal, Option::is_some).await.unwrap();
+    assert!(refusal.message.contains("gateway.yaml:"), "{refusal:?}");
+    assert_eq!(ask(&channel, GATEWAY).await, Err(tonic::Code::Unavailable));
+    write(&overlay("algorithm: token_bucket, burst: 1"));
+    until(|| version(&site), |version| version == "1").await;
+    assert_eq!(problems(&site), [""; 0]);
+    assert_eq!(answers(&channel, GATEWAY, 2).await, [Code::Ok, Code::OverLimit]);
+
+    // A bad one is told, and the server is heard all the same.
+    write(&overlay("algorithm: tokens"));
+    let told = until(|| problems(&site), |problems| !problems.is_empty()).await;
+    assert!(
+        told[0].contains("gateway.yaml:") && told[0].contains("`tokens` is unknown"),
+        "{told:?}"
+    );
+    server.set("2", &[domain(GATEWAY, 6), domain("other", 1)]);
+    until(|| version(&site), |version| version == "2").await;
+    assert_eq!(problems(&site), told);
+    assert_eq!(answers(&channel, GATEWAY, 1).await, [Code::OverLimit]);
+    assert_eq!(answers(&channel, "other", 2).await, [Code::Ok, Code::OverLimit]);
+
+    // What held is known after a start, too, with the file still bad and the server away.
+    let address = server.address();
+    drop(server);
+    site.stop().await;
+    let channel = site.start().await;
+    assert!(problems(&site)[0].contains("`tokens` is unknown"), "{:?}", problems(&site));
+    assert_eq!(answers(&channel, GATEWAY, 2).await, [Code::Ok, Code::OverLimit]);
+
+    write(&overlay("unit_multiplier: 2"));
+    until(|| problems(&site), Vec::is_empty).await;
+    assert_eq!(answers(&channel, GATEWAY, 7).await[5..], [Code::Ok, Code::OverLimit]);
+
+    // The server takes away what an overlay names: that holds, and the overlay's idleness is told.
+    let server = Ads::start(address, None);
+    server.set("3", &[domain("other", 1)]);
+    let told = until(|| problems(&site), |problems| !problems.is_empty()).await;
+    assert!(
+        told[0].contains("warning: no resource describes the domain `default/eg/http`"),
+        "{told:?}"
+    );
+    assert_eq!(version(&site), "3");
+    site.stop().await;
+}
+
 /// An authority, and a certificate of it for a name.
 fn certificate(name: &str) -> (String, String, String) {
     let mut params = CertificateParams::new([]).unwrap();

@@ -12,7 +12,7 @@ use crate::{
     policy::{Place, Problem},
     quota::{
         Settings,
-        config::{Source, check, is_quota_file},
+        config::{Overlays, Source, check, is_quota_file},
     },
 };
 
@@ -29,6 +29,9 @@ pub(super) struct Check {
     /// Several quota files may describe one domain
     #[arg(long)]
     merge_domains: bool,
+    /// Domains come from a management server, so quota files are overlays of them
+    #[arg(long, conflicts_with = "merge_domains")]
+    xds: bool,
     #[command(flatten)]
     answer: Answer,
 }
@@ -77,7 +80,7 @@ impl Checked {
 
 /// Checks node files one by one, and quota files together: domains are written once among them, and
 /// overlays add to others.
-fn checked(files: &[PathBuf], merge_domains: bool) -> Vec<Checked> {
+fn checked(files: &[PathBuf], merge_domains: bool, xds: bool) -> Vec<Checked> {
     let texts: Vec<_> =
         files.iter().map(|path| (path.display().to_string(), config::load(path))).collect();
     let quotas: Vec<_> = texts
@@ -88,7 +91,10 @@ fn checked(files: &[PathBuf], merge_domains: bool) -> Vec<Checked> {
         .collect();
     // Whether there is a store is written elsewhere.
     let settings = Settings { merge_domains, store: true, ..Settings::default() };
-    let found = check(&quotas, settings);
+    let found = match xds {
+        true => Overlays::read(&quotas).err().unwrap_or_default(),
+        false => check(&quotas, settings),
+    };
     let is_of = |problem: &Problem, name: &str| match &problem.place {
         Place::File { file, .. } => file == name,
         Place::BuiltIn | Place::Annotation { .. } | Place::Resource { .. } => false,
@@ -109,7 +115,7 @@ fn checked(files: &[PathBuf], merge_domains: bool) -> Vec<Checked> {
 
 impl Check {
     pub(super) fn run(self, out: &mut dyn Write) -> Result<Exit, CliError> {
-        let checked = checked(&self.files, self.merge_domains);
+        let checked = checked(&self.files, self.merge_domains, self.xds);
         if self.answer.is_json() {
             write_json(out, &checked)?;
         } else {

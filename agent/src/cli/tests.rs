@@ -351,6 +351,11 @@ fn check_reads_quota_files_together() {
         "{text}"
     );
     assert_eq!(exit, Exit::NotOk);
+    // Where a server describes it, it cannot be known here.
+    assert_eq!(check(&["--xds", "@overlay"]).0, Exit::Ok);
+    let (exit, text) = check(&["--xds", "@quota", "@overlay"]);
+    assert!(text.contains("quota:1:1: error: the domain `shop` is not the server's"), "{text}");
+    assert_eq!(exit, Exit::NotOk);
     let (exit, text) = check(&["@quota", "@quota"]);
     assert!(text.contains("the domain `shop` is written twice"), "{text}");
     assert_eq!(exit, Exit::NotOk);

@@ -75,10 +75,6 @@ pub(super) fn read(notes: &mut Notes<'_>, node: &Node) -> Option<Settings> {
         notes.error(node.at, "`rls` listens nowhere", "`listen`, `socket` or both");
         return None;
     }
-    if !settings.quotas.is_empty() && settings.xds.is_some() {
-        notes.error(node.at, "`rls` has both `quotas` and `xds`", "one source of quotas");
-        return None;
-    }
     let asks_fleet = settings.xds.as_ref().is_some_and(|xds| xds.scope == Scope::Fleet);
     if asks_fleet && settings.store.is_none() && good {
         notes.error(node.at, "`xds` has `scope: fleet`, and there is no store", "`store` in `rls`");

@@ -125,7 +125,6 @@ fn quotas_can_come_from_a_management_server() {
         ("{server: 'eg:1', tls: {cert: /c}}", "expected `ca`"),
         ("{server: 'eg:1', tls: {ca: /c, key: /k}}", "expected both of `cert` and `key`"),
         ("{server: 'eg:1', scope: fleet}", "there is no store"),
-        ("{server: 'eg:1'}\n  quotas: /q", "one source of quotas"),
     ] {
         let found = problems(&xds(wrong));
         assert!(found.iter().any(|problem| problem.contains(expected)), "{wrong}: {found:?}");

@@ -14,13 +14,22 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::config;
+use crate::{config, quota::config::Source};
 
 /// The texts of a configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Texts {
     /// Name and text, in the order of their names.
     pub(super) files: Vec<(String, String)>,
+}
+
+impl Texts {
+    /// As they are read.
+    pub(super) fn sources(&self) -> Vec<Source> {
+        let source =
+            |(file, text): &(String, String)| Source { file: file.clone(), text: text.clone() };
+        self.files.iter().map(source).collect()
+    }
 }
 
 /// Why files could not be read.

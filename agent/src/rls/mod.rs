@@ -16,6 +16,7 @@ mod json;
 mod listen;
 mod offenders;
 mod running;
+mod sent;
 mod server;
 mod service;
 mod settings;

@@ -53,7 +53,10 @@ impl Running {
         let state = Arc::new(State::new(settings, workloads, memory));
         let seen = state.files().stamp();
         let source = state.settings().xds.clone();
-        load(&state, if source.is_some() { State::recall } else { State::load }).await;
+        if source.is_some() {
+            load(&state, State::recall).await;
+        }
+        load(&state, State::load).await;
         let server = Server::start(Arc::clone(&state)).await?;
         let (drain, drained) = watch::channel(false);
         let mut tasks = JoinSet::new();

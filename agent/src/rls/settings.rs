@@ -21,9 +21,9 @@ pub struct Settings {
     pub debug: Option<SocketAddr>,
     /// Certificates, if gRPC is served over TLS. The unix socket is never encrypted.
     pub tls: Option<Tls>,
-    /// Quota files and overlays, and folders of them.
+    /// Quota files and overlays, and folders of them; with [`Self::xds`], overlays alone.
     pub quotas: Vec<PathBuf>,
-    /// Where quotas are asked for by xDS instead.
+    /// Where quotas are asked for by xDS.
     pub xds: Option<Xds>,
     /// Who is told what was counted, beside whoever asks for metrics.
     pub statsd: Option<Statsd>,

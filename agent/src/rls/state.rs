@@ -17,6 +17,7 @@ use super::{
     caller::Workloads,
     files::{Files, Texts},
     memory,
+    sent::Sent,
     settings::{Modes, Settings},
     view,
 };
@@ -24,7 +25,13 @@ use crate::{
     causes::with_causes,
     clock::Clock,
     fleet::{Fleet, FleetSettings},
-    quota::{self, HeaderNames, Now, Quotas, Series, config, series::Counter, xds},
+    policy::Problem,
+    quota::{
+        self, Configuration, HeaderNames, Now, Quotas, Series,
+        config::{self, Overlays},
+        series::Counter,
+        xds,
+    },
 };
 
 /// Everything but sockets.
@@ -42,6 +49,8 @@ pub struct State {
     /// Where the last good configuration is kept for the next start.
     memory: PathBuf,
     loaded: Mutex<Loaded>,
+    /// With a management server: what it sends, and overlays beside it.
+    sent: Mutex<Sent<Vec<Resource>, Texts>>,
     server: Mutex<Option<view::Xds>>,
     certificates: Mutex<Option<String>>,
     draining: AtomicBool,
@@ -51,12 +60,13 @@ pub struct State {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Given {
+    Sent { resources: Vec<Resource>, overlays: Texts },
     Files(Texts),
     Resources(Vec<Resource>),
 }
 
 /// An xDS resource.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Resource {
     type_url: String,
     value: Vec<u8>,
@@ -79,7 +89,8 @@ impl From<&Resource> for Any {
 pub struct Loaded {
     /// When it was read, seconds since 1970; 0 before the first.
     pub at: f64,
-    /// What is wrong with what was read last, if anything is; then what was read before holds.
+    /// What is wrong with what was read last, if anything is; then what was read before holds. And parts
+    /// of overlays that do nothing in what holds.
     pub problems: Vec<String>,
 }
 
@@ -105,6 +116,7 @@ impl State {
             clock,
             memory,
             loaded: Mutex::default(),
+            sent: Mutex::default(),
             server: Mutex::new(server),
             certificates: Mutex::default(),
             draining: AtomicBool::new(false),
@@ -258,22 +270,45 @@ impl State {
 
     /// Makes resources hold that a management server sent; what is wrong with them, if they cannot.
     pub(super) fn take(&self, resources: &[Any]) -> Result<(), Vec<String>> {
-        let resources = resources.iter().map(Resource::from).collect();
-        let given = Given::Resources(resources);
-        if !self.hold(&given) {
-            return Err(self.loaded().problems);
+        let mut sent = self.sent();
+        sent.receive(resources.iter().map(Resource::from).collect(), &mut self.together());
+        self.lock().problems = sent.problems();
+        match sent.resources.is_held() {
+            true => Ok(()),
+            false => Err(sent.resources.problems().to_vec()),
         }
-        self.remember(&given);
-        Ok(())
+    }
+
+    /// How often overlays have changed that stand beside what a management server sends.
+    pub(super) fn overlay_changes(&self) -> u64 {
+        self.sent().changes()
+    }
+
+    fn sent(&self) -> MutexGuard<'_, Sent<Vec<Resource>, Texts>> {
+        // Each part is replaced whole.
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes resources and overlays hold together.
+    fn together(&self) -> impl FnMut(&Vec<Resource>, &Texts) -> Result<Vec<String>, Vec<String>> {
+        |resources, overlays| {
+            let given = Given::sent(resources.clone(), overlays.clone());
+            let idle = self.hold(&given)?;
+            self.remember(&given);
+            Ok(idle)
+        }
     }
 
     /// Reads the files and makes them hold. What cannot be understood changes nothing; at the first
     /// start, what held before this process holds.
     pub(super) fn load(&self) {
+        if self.settings.xds.is_some() {
+            return self.load_overlays();
+        }
         match self.files().read() {
             Ok(texts) => {
                 let given = Given::Files(texts);
-                if self.hold(&given) {
+                if self.hold(&given).is_ok() {
                     self.remember(&given);
                 }
             }
@@ -287,55 +322,69 @@ impl State {
         }
     }
 
-    /// Makes a configuration hold, or says why not.
-    fn hold(&self, given: &Given) -> bool {
+    /// Reads overlays and makes them hold with what the management server sent last, or with what it
+    /// will send.
+    fn load_overlays(&self) {
+        let read = self.files().read().map_err(|error| vec![with_causes(&error)]);
+        let read = read.and_then(|texts| match Overlays::read(&texts.sources()) {
+            Ok(_) => Ok(texts),
+            Err(problems) => Err(problems.iter().map(ToString::to_string).collect()),
+        });
+        let mut sent = self.sent();
+        match read {
+            Ok(texts) => sent.overlay(texts, &mut self.together()),
+            Err(problems) => {
+                self.quotas.note_unreadable();
+                self.refuse(problems.clone());
+                sent.refuse_overlays(problems);
+            }
+        }
+        self.lock().problems = sent.problems();
+    }
+
+    /// Makes a configuration hold, and says which parts of overlays do nothing; or says why not.
+    fn hold(&self, given: &Given) -> Result<Vec<String>, Vec<String>> {
         let understood = self.understand(given).inspect_err(|_| self.quotas.note_unreadable());
-        let applied = understood.and_then(|configuration| {
+        let applied = understood.and_then(|(configuration, idle)| {
             let settings =
                 quota::Settings { store: self.fleet.is_some(), ..modes(&self.settings.modes) };
-            self.quotas.exchange(&configuration, settings, self.now())
+            self.quotas.exchange(&configuration, settings, self.now()).map(|()| idle)
         });
         match applied {
-            Ok(()) => {
+            Ok(idle) => {
                 let at = self.clock.realtime_ns() as f64 / 1e9;
-                *self.lock() = Loaded { at, problems: Vec::new() };
-                match given {
-                    Given::Files(texts) => {
-                        let files: Vec<_> = texts.files.iter().map(|(name, _)| name).collect();
-                        info!(?files, "quotas hold");
-                    }
-                    Given::Resources(resources) => {
-                        info!(resources = resources.len(), "quotas hold that were sent by xDS");
-                    }
+                let idle: Vec<_> = idle.iter().map(ToString::to_string).collect();
+                for part in &idle {
+                    warn!(part, "a part of an overlay does nothing");
                 }
-                true
+                *self.lock() = Loaded { at, problems: idle.clone() };
+                given.say_that_it_holds();
+                Ok(idle)
             }
             Err(problems) => {
-                self.refuse(problems.iter().map(ToString::to_string).collect());
-                false
+                let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+                self.refuse(problems.clone());
+                Err(problems)
             }
         }
     }
 
-    fn understand(
-        &self,
-        given: &Given,
-    ) -> Result<quota::Configuration, Vec<crate::policy::Problem>> {
-        match given {
+    /// A configuration, and which parts of overlays do nothing in it.
+    fn understand(&self, given: &Given) -> Result<(Configuration, Vec<Problem>), Vec<Problem>> {
+        let (resources, overlays) = match given {
             Given::Files(texts) => {
-                let source = |(file, text): &(String, String)| config::Source {
-                    file: file.clone(),
-                    text: text.clone(),
-                };
-                let sources: Vec<_> = texts.files.iter().map(source).collect();
-                config::read(&sources)
+                return config::read(&texts.sources()).map(|files| (files, Vec::new()));
             }
-            Given::Resources(resources) => {
-                let resources: Vec<_> = resources.iter().map(Any::from).collect();
-                let scope = self.settings.xds.as_ref().map(|xds| xds.scope);
-                xds::read(&xds::decode(&resources)?, scope.unwrap_or_default())
+            Given::Resources(resources) => (resources, Overlays::default()),
+            Given::Sent { resources, overlays } => {
+                (resources, Overlays::read(&overlays.sources())?)
             }
-        }
+        };
+        let resources: Vec<_> = resources.iter().map(Any::from).collect();
+        let scope = self.settings.xds.as_ref().map(|xds| xds.scope);
+        let mut configuration = xds::read(&xds::decode(&resources)?, scope.unwrap_or_default())?;
+        let idle = overlays.lay(&mut configuration);
+        Ok((configuration, idle))
     }
 
     fn refuse(&self, problems: Vec<String>) {
@@ -354,16 +403,60 @@ impl State {
     /// Makes hold what held before this start.
     pub(super) fn recall(&self) {
         let problems = self.loaded().problems;
-        match memory::load::<Given>(&self.memory) {
-            Ok(Some(given)) => {
-                if self.hold(&given) {
-                    warn!("the quotas of before this start hold");
-                    self.lock().problems = problems;
-                }
-            }
-            Ok(None) => {}
+        let given = match memory::load::<Given>(&self.memory) {
+            Ok(Some(given)) => given,
+            Ok(None) => return,
             Err(problem) => {
                 warn!(path = %self.memory.display(), error = %problem, "the last good quotas are not known");
+                return;
+            }
+        };
+        if self.hold(&given).is_ok() {
+            warn!("the quotas of before this start hold");
+            self.lock().problems = problems;
+            if self.settings.xds.is_some()
+                && let Some((resources, overlays)) = given.into_sent()
+            {
+                self.sent().recall(resources, overlays);
+            }
+        }
+    }
+}
+
+impl Given {
+    /// Agents before overlays beside a server know resources alone.
+    fn sent(resources: Vec<Resource>, overlays: Texts) -> Self {
+        match overlays.files.is_empty() {
+            true => Self::Resources(resources),
+            false => Self::Sent { resources, overlays },
+        }
+    }
+
+    fn into_sent(self) -> Option<(Vec<Resource>, Texts)> {
+        match self {
+            Self::Files(_) => None,
+            Self::Resources(resources) => Some((resources, Texts::default())),
+            Self::Sent { resources, overlays } => Some((resources, overlays)),
+        }
+    }
+
+    fn say_that_it_holds(&self) {
+        let names = |texts: &Texts| texts.files.iter().map(|(name, _)| name.clone()).collect();
+        match self {
+            Self::Files(texts) => {
+                let files: Vec<String> = names(texts);
+                info!(?files, "quotas hold");
+            }
+            Self::Resources(resources) => {
+                info!(resources = resources.len(), "quotas hold that were sent by xDS");
+            }
+            Self::Sent { resources, overlays } => {
+                let overlays: Vec<String> = names(overlays);
+                info!(
+                    resources = resources.len(),
+                    ?overlays,
+                    "quotas hold that were sent by xDS, with overlays"
+                );
             }
         }
     }

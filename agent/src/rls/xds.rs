@@ -118,13 +118,14 @@ async fn hear(
         let mut responses = client.stream_aggregated_resources(request).await?.into_inner();
         while let Some(response) = responses.message().await? {
             *wait = settings.backoff.0;
-            let reply = if conversation.was_refused(&response) {
+            let overlays = state.overlay_changes();
+            let reply = if conversation.was_refused(&response, overlays) {
                 sleep(AGAIN).await;
                 conversation.refuse_again(&response)
             } else {
                 let taken = take(state, response.resources.clone()).await;
                 health.set(state.is_healthy()).await;
-                conversation.reply(response, taken)
+                conversation.reply(response, taken, overlays)
             };
             state.note_server(|server| server.version.clone_from(&conversation.version));
             say.send(reply).await.map_err(|_| StreamError::Ended)?;
@@ -186,8 +187,17 @@ struct Conversation {
     node: Node,
     /// The server's name for what was taken last on this stream.
     version: String,
-    /// The resources that were refused last, and why.
-    refused: Option<(Vec<Any>, String)>,
+    /// What was refused last.
+    refused: Option<Refused>,
+}
+
+/// What was refused.
+#[derive(Debug)]
+struct Refused {
+    resources: Vec<Any>,
+    why: String,
+    /// How often overlays had changed: under others it may hold.
+    overlays: u64,
 }
 
 impl Conversation {
@@ -206,18 +216,21 @@ impl Conversation {
         self.say("", None)
     }
 
-    fn was_refused(&self, response: &DiscoveryResponse) -> bool {
-        self.refused.as_ref().is_some_and(|(resources, _)| *resources == response.resources)
+    fn was_refused(&self, response: &DiscoveryResponse, overlays: u64) -> bool {
+        self.refused.as_ref().is_some_and(|refused| {
+            refused.resources == response.resources && refused.overlays == overlays
+        })
     }
 
     fn refuse_again(&self, response: &DiscoveryResponse) -> DiscoveryRequest {
-        self.say(&response.nonce, self.refused.as_ref().map(|(_, why)| why.clone()))
+        self.say(&response.nonce, self.refused.as_ref().map(|refused| refused.why.clone()))
     }
 
     fn reply(
         &mut self,
         response: DiscoveryResponse,
         taken: Result<(), String>,
+        overlays: u64,
     ) -> DiscoveryRequest {
         match taken {
             Ok(()) => {
@@ -226,10 +239,10 @@ impl Conversation {
             }
             Err(mut why) => {
                 why.truncate(why.floor_char_boundary(MESSAGE));
-                self.refused = Some((response.resources, why));
+                self.refused = Some(Refused { resources: response.resources, why, overlays });
             }
         }
-        self.say(&response.nonce, self.refused.as_ref().map(|(_, why)| why.clone()))
+        self.say(&response.nonce, self.refused.as_ref().map(|refused| refused.why.clone()))
     }
 
     fn say(&self, nonce: &str, refusal: Option<String>) -> DiscoveryRequest {
@@ -287,25 +300,26 @@ mod tests {
     #[test]
     fn a_refusal_names_what_holds_and_why_the_other_does_not() {
         let mut conversation = conversation();
-        let taken = conversation.reply(response("1", "a", 1), Ok(()));
+        let taken = conversation.reply(response("1", "a", 1), Ok(()), 0);
         assert_eq!((taken.version_info.as_str(), taken.response_nonce.as_str()), ("1", "a"));
         assert_eq!(taken.error_detail, None);
         let bad = response("2", "b", 2);
-        let refused = conversation.reply(bad.clone(), Err("no key".to_owned()));
+        let refused = conversation.reply(bad.clone(), Err("no key".to_owned()), 0);
         assert_eq!((refused.version_info.as_str(), refused.response_nonce.as_str()), ("1", "b"));
         assert_eq!(refused.error_detail.unwrap().message, "no key");
         // Sent again, under another name or not.
-        assert!(conversation.was_refused(&response("3", "c", 2)));
+        assert!(conversation.was_refused(&response("3", "c", 2), 0));
+        assert!(!conversation.was_refused(&response("3", "c", 2), 1), "overlays have changed");
         assert_eq!(conversation.refuse_again(&bad).error_detail.unwrap().message, "no key");
-        assert!(!conversation.was_refused(&response("3", "c", 3)));
-        assert_eq!(conversation.reply(response("3", "c", 3), Ok(())).error_detail, None);
-        assert!(!conversation.was_refused(&bad));
+        assert!(!conversation.was_refused(&response("3", "c", 3), 0));
+        assert_eq!(conversation.reply(response("3", "c", 3), Ok(()), 0).error_detail, None);
+        assert!(!conversation.was_refused(&bad, 0));
     }
 
     #[test]
     fn a_long_refusal_is_cut_between_letters() {
         let why = "ß".repeat(MESSAGE);
-        let refused = conversation().reply(response("1", "a", 1), Err(why));
+        let refused = conversation().reply(response("1", "a", 1), Err(why), 0);
         assert_eq!(refused.error_detail.unwrap().message.len(), MESSAGE);
     }
 }

@@ -13,7 +13,7 @@ use crate::{
         fields::Notes,
         yaml::{self, Broken, Node, Value},
     },
-    policy::Problem,
+    policy::{Problem, Severity},
 };
 
 use self::overlay::Overlay;
@@ -37,34 +37,55 @@ pub struct Source {
 /// A file says by `format:` what it is: nothing for the original's format, `weir` for the same with
 /// Weir's own keys in it, `weir-overlay` for these keys alone.
 pub fn read(sources: &[Source]) -> Result<Configuration, Vec<Problem>> {
-    read_beside(Configuration::default(), sources)
+    let (domains, overlays) = files(sources)?;
+    let mut configuration = Configuration { domains };
+    // A quota file is as much one's own word as its overlay: what names nothing there is wrong.
+    let mut problems = overlay::lay(&mut configuration, &overlays, "quota file");
+    problems.sort();
+    if problems.is_empty() { Ok(configuration) } else { Err(problems) }
 }
 
-/// Reads files beside what another source said, like overlays for domains that come by xDS.
-pub fn read_beside(
-    mut configuration: Configuration,
-    sources: &[Source],
-) -> Result<Configuration, Vec<Problem>> {
-    let mut overlays = Vec::new();
-    let mut problems = Vec::new();
+/// Overlays for domains that a management server describes.
+#[derive(Clone, Debug, Default)]
+pub struct Overlays(Vec<Overlay>);
+
+impl Overlays {
+    /// Reads files, each of which must be an overlay.
+    pub fn read(sources: &[Source]) -> Result<Self, Vec<Problem>> {
+        let (domains, overlays) = files(sources)?;
+        let not_an_overlay = |domain: Domain| {
+            let what = format!("the domain `{}` is not the server's", domain.name);
+            let expected = "overlays alone (`format: weir-overlay`) beside `xds`";
+            Problem::error(domain.place, what, expected)
+        };
+        let problems: Vec<_> = domains.into_iter().map(not_an_overlay).collect();
+        if problems.is_empty() { Ok(Self(overlays)) } else { Err(problems) }
+    }
+
+    /// Adds them to what a server sent. Parts that name nothing there do nothing, and are told as
+    /// warnings: what a server sends comes and goes.
+    pub fn lay(&self, configuration: &mut Configuration) -> Vec<Problem> {
+        let idle = overlay::lay(configuration, &self.0, "resource");
+        let warning = |problem| Problem { severity: Severity::Warning, ..problem };
+        idle.into_iter().map(warning).collect()
+    }
+}
+
+/// Domains and overlays. No domain has two overlays.
+fn files(sources: &[Source]) -> Result<(Vec<Domain>, Vec<Overlay>), Vec<Problem>> {
+    let (mut domains, mut overlays, mut problems) = (Vec::new(), Vec::new(), Vec::new());
     for source in sources {
         let mut notes = Notes::new(&source.file);
         match read_file(&mut notes, &source.text) {
-            Some(File::Quotas(domain)) => configuration.domains.push(domain),
+            Some(File::Quotas(domain)) => domains.push(domain),
             Some(File::Overlay(overlay)) => overlays.push(overlay),
             None => {}
         }
         problems.append(&mut notes.problems);
     }
-    // An overlay of a file that cannot be read would only be told to have no domain.
-    if problems.is_empty() {
-        problems = overlay::lay(&mut configuration, &overlays);
-    }
-    if !problems.is_empty() {
-        problems.sort();
-        return Err(problems);
-    }
-    Ok(configuration)
+    problems.extend(overlay::written_twice(&overlays));
+    problems.sort();
+    if problems.is_empty() { Ok((domains, overlays)) } else { Err(problems) }
 }
 
 /// What is wrong with files that belong together, before an agent reads them.

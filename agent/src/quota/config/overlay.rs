@@ -29,6 +29,8 @@ struct Level {
     place: Place,
     composite: String,
     own: Option<Own>,
+    /// `scope` is one of its keys.
+    says_scope: bool,
     levels: Vec<Level>,
 }
 
@@ -85,12 +87,13 @@ fn level(notes: &mut Notes<'_>, node: &Node) -> Option<Level> {
         place: notes.place(node.at),
         composite: if value.is_empty() { key } else { format!("{key}_{value}") },
         own: own::at_descriptor(notes, &fields),
+        says_scope: fields.get("scope").is_some(),
         levels: fields.get("descriptors").map(|node| levels(notes, node)).unwrap_or_default(),
     })
 }
 
-/// Adds overlays to a configuration.
-pub(super) fn lay(configuration: &mut Configuration, overlays: &[Overlay]) -> Vec<Problem> {
+/// Which domains have two overlays.
+pub(super) fn written_twice(overlays: &[Overlay]) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut known: HashMap<&str, &Place> = HashMap::new();
     for overlay in overlays {
@@ -98,15 +101,27 @@ pub(super) fn lay(configuration: &mut Configuration, overlays: &[Overlay]) -> Ve
             let what = format!("the domain `{}` has two overlays", overlay.domain);
             let expected = format!("one: it stands at {first} already");
             problems.push(Problem::error(overlay.place.clone(), what, expected));
-            continue;
         }
+    }
+    problems
+}
+
+/// Adds overlays to a configuration that a `source` described, each to a domain of its own. What names
+/// nothing there is a problem.
+pub(super) fn lay(
+    configuration: &mut Configuration,
+    overlays: &[Overlay],
+    source: &str,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for overlay in overlays {
         let mut domains: Vec<_> = configuration
             .domains
             .iter_mut()
             .filter(|domain| domain.name == overlay.domain)
             .collect();
         if domains.is_empty() {
-            let what = format!("no quota file describes the domain `{}`", overlay.domain);
+            let what = format!("no {source} describes the domain `{}`", overlay.domain);
             problems.push(Problem::error(
                 overlay.place.clone(),
                 what,
@@ -118,7 +133,7 @@ pub(super) fn lay(configuration: &mut Configuration, overlays: &[Overlay]) -> Ve
             domain.access = overlay.access.clone();
         }
         let roots = domains.into_iter().map(|domain| &mut domain.descriptors).collect();
-        lay_levels(roots, &overlay.levels, &overlay.domain, &mut problems);
+        lay_levels(roots, &overlay.levels, &overlay.domain, source, &mut problems);
     }
     problems
 }
@@ -127,6 +142,7 @@ fn lay_levels(
     mut bases: Vec<&mut Vec<Descriptor>>,
     levels: &[Level],
     path: &str,
+    source: &str,
     problems: &mut Vec<Problem>,
 ) {
     for level in levels {
@@ -138,19 +154,21 @@ fn lay_levels(
             .collect();
         if found.is_empty() {
             let what = format!("there is no descriptor `{path}`");
-            let expected = "a descriptor of the domain's quota file";
+            let expected = format!("a descriptor of the domain's {source}");
             problems.push(Problem::error(level.place.clone(), what, expected));
             continue;
         }
         let mut below = Vec::new();
         for descriptor in found {
             if let Some(own) = &level.own {
-                descriptor.own = own.clone();
+                // What a source says for all its limits holds where nothing else is said.
+                let scope = if level.says_scope { own.scope } else { descriptor.own.scope };
+                descriptor.own = Own { scope, ..own.clone() };
                 // Problems with these keys stand where they are written.
                 descriptor.own_place = level.place.clone();
             }
             below.push(&mut descriptor.descriptors);
         }
-        lay_levels(below, &level.levels, &path, problems);
+        lay_levels(below, &level.levels, &path, source, problems);
     }
 }

@@ -75,6 +75,11 @@ volumeMounts:
     mountPath: /etc/weir-store
     readOnly: true
   {{- end }}
+  {{- if and .Values.rls.enabled .Values.rls.xdsSecret }}
+  - name: xds
+    mountPath: /etc/weir-xds
+    readOnly: true
+  {{- end }}
   - name: bpf
     mountPath: /sys/fs/bpf
   - name: cgroup

@@ -279,11 +279,16 @@ fn the_node_file_is_one_that_the_agent_reads() {
             "weir",
             "deploy/helm/weir",
             "--set=rls.enabled=true,mode=enforce,rls.store.redis=redis://redis:6379/0",
+            "--set=rls.xds.server=eg:18001,rls.xds.scope=fleet,rls.xds.tls.ca=/etc/weir-xds/ca.crt",
+            "--set=rls.xdsSecret=weir-xds",
         ],
     );
     assert!(good, "{error}");
+    assert!(text.contains("mountPath: /etc/weir-xds") && text.contains("secretName: weir-xds"));
     let file = node_file(&documents(&text));
-    assert!(file.contains("\nrls:\n") && file.contains("\n  store:\n"), "{file}");
+    for key in ["\nrls:\n", "\n  store:\n", "\n  xds:\n"] {
+        assert!(file.contains(key), "{key}: {file}");
+    }
     let rolled = |more: &str| {
         let set = format!("--set=rls.enabled=true,{more}");
         let (good, text, error) = run(&helm, &["template", "weir", "deploy/helm/weir", &set]);
@@ -298,6 +303,7 @@ fn the_node_file_is_one_that_the_agent_reads() {
     assert!(before.is_string());
     assert_ne!(rolled("mode=enforce"), before);
     assert_ne!(rolled("rls.store.redis=redis://redis:6379/0"), before);
+    assert_ne!(rolled("rls.xds.server=eg:18001"), before);
     assert_eq!(rolled("rls.quotaFiles.shop\\.yaml=domain: shop"), before);
     // The folder of quota files is a mount of the pod's.
     check(&file.replace("/etc/weir-quotas", "/var/empty"), "with-rls", &agent);
