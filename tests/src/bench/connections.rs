@@ -134,7 +134,7 @@ pub(crate) fn run(
     };
     // One of the packets towards the pod is the SYN.
     let others = inbound.plus(Estimate::exact(-1.0));
-    let ns = added.admitted.plus(added.inbound.times(others)).plus(added.outbound.times(outbound));
+    let ns = added.admitted.plus(added.segment.of(others, outbound));
     let percent = |ns: Estimate| ns.over(baseline.scaled(1000.0)).scaled(100.0);
     let most = Target::AtMost(MOST_OVERHEAD);
     report.hold(BENCH, "overhead of weir, derived", "%", percent(ns), most);

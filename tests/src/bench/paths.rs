@@ -98,15 +98,31 @@ struct Path {
 pub(crate) struct Added {
     /// A SYN that is admitted.
     pub(crate) admitted: Estimate,
-    /// Another TCP packet towards the workload.
+    /// Another TCP packet.
+    pub(crate) segment: BothWays,
+    /// A TCP packet that is charged to limits of bytes, in their programs alone.
+    pub(crate) charged: BothWays,
+}
+
+/// The same towards a workload and from it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BothWays {
     pub(crate) inbound: Estimate,
-    /// Another TCP packet from the workload.
     pub(crate) outbound: Estimate,
+}
+
+impl BothWays {
+    /// What so many packets of both ways cost.
+    pub(crate) fn of(self, inbound: Estimate, outbound: Estimate) -> Estimate {
+        self.inbound.times(inbound).plus(self.outbound.times(outbound))
+    }
 }
 
 const ADMITTED: &str = "tc in: SYN admitted";
 const INBOUND: &str = "tc in: TCP, not a SYN";
 const OUTBOUND: &str = "tc out: TCP, not a SYN";
+const CHARGED_IN: &str = "bytes in: TCP";
+const CHARGED_OUT: &str = "bytes out: TCP";
 /// SYNs that spend a quota, and what that should cost over a limit of connections at most.
 const QUOTAS: [(&str, Slot); 3] = [
     ("tc in: SYN admitted, quota by a bucket", Slot::SpendsBucket),
@@ -143,7 +159,8 @@ pub(crate) fn run(report: &mut Report, rounds: usize) -> Result<Added> {
 
 /// Measures only what overheads are derived from.
 pub(crate) fn added(rounds: usize) -> Result<Added> {
-    let needed = |path: &Path| [ADMITTED, INBOUND, OUTBOUND].contains(&path.name);
+    let needed =
+        |path: &Path| [ADMITTED, INBOUND, OUTBOUND, CHARGED_IN, CHARGED_OUT].contains(&path.name);
     let mut programs = load_programs()?;
     let paths = paths(&mut programs).into_iter().filter(needed).collect();
     measure(&mut Report::default(), &mut programs, paths, rounds)
@@ -189,26 +206,26 @@ fn measure(
             report.hold(BENCH, name, "ns", Estimate::median(&more), Target::AtMost(QUOTA_NS));
         }
     }
-    let (mut admitted, mut inbound, mut outbound) = (None, None, None);
     for (path, samples) in paths.iter().zip(&samples) {
         let cost = Estimate::median(samples);
-        match path.name {
-            ADMITTED => admitted = cost,
-            INBOUND => inbound = cost,
-            OUTBOUND => outbound = cost,
-            _ => {}
-        }
         match path.most_ns {
             Some(most) => report.hold(BENCH, path.name, "ns", cost, Target::AtMost(most)),
             None => report.add(BENCH, path.name, "ns", cost),
         }
     }
-    match (admitted, inbound, outbound) {
-        (Some(admitted), Some(inbound), Some(outbound)) => {
-            Ok(Added { admitted, inbound, outbound })
-        }
-        _ => bail!("the paths of a connection were not measured"),
-    }
+    let cost = |name| {
+        let measured = paths.iter().zip(&samples).find(|(path, _)| path.name == name);
+        let cost = measured.and_then(|(_, samples)| Estimate::median(samples));
+        cost.with_context(|| format!("the path {name:?} was not measured"))
+    };
+    let both = |inbound, outbound| -> Result<BothWays> {
+        Ok(BothWays { inbound: cost(inbound)?, outbound: cost(outbound)? })
+    };
+    Ok(Added {
+        admitted: cost(ADMITTED)?,
+        segment: both(INBOUND, OUTBOUND)?,
+        charged: both(CHARGED_IN, CHARGED_OUT)?,
+    })
 }
 
 /// A path and an empty program, each behind the same source of frames.
@@ -422,9 +439,9 @@ fn paths(programs: &mut Programs) -> Vec<Path> {
         within(TRACKED_NS, pass("tc in: TCP, not a SYN, tracked", HostIn, &tracked, Slot::Tracks)),
         pass("tc in: TCP, not a SYN, of nobody tracked", HostIn, &segment, Slot::Tracks),
         pass("tc in: UDP", HostIn, &datagram, Slot::Admits),
-        within(BYTES_NS, pass("bytes in: TCP", BytesIn, &segment, Slot::LimitsBytes)),
+        within(BYTES_NS, pass(CHARGED_IN, BytesIn, &segment, Slot::LimitsBytes)),
         within(BYTES_NS, pass("bytes in: TCP, IPv6", BytesIn, &segment_v6, Slot::LimitsBytes)),
-        within(BYTES_NS, pass("bytes out: TCP", BytesOut, &segment, Slot::LimitsBytes)),
+        within(BYTES_NS, pass(CHARGED_OUT, BytesOut, &segment, Slot::LimitsBytes)),
         within(BYTES_NS, pass("bytes in: UDP", BytesIn, &datagram, Slot::LimitsBytes)),
         pass("bytes in: TCP, each connection too", BytesIn, &segment, Slot::LimitsFlows),
         xdp("xdp: SYN left to tc", &syn, Some(Slot::Admits), XDP_PASS),
