@@ -38,8 +38,6 @@ use crate::quota::{
 
 /// Messages that may wait for the driver. Beyond that the failure policy decides.
 const QUEUE: usize = 16 * 1024;
-/// What is left of the five milliseconds for everything but waiting.
-const RESERVE: Duration = Duration::from_micros(500);
 
 /// How a fleet's quotas are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,7 +209,7 @@ impl Store for Fleet {
 
     fn ask(&self, questions: Vec<Question>, now: Now) -> Asking {
         let shared = self.shared.clone();
-        let until = Instant::now() + PATIENCE - RESERVE;
+        let until = Instant::now() + PATIENCE;
         Box::pin(async move {
             join_all(questions.into_iter().map(|question| shared.answer(question, now, until)))
                 .await
