@@ -31,7 +31,7 @@ fn everything_can_be_written() {
          quotas: /etc/weir/quotas\n  merge-domains: true\n  \
          mode: shadow\n  quota-mode: true\n  near-limit: 90%\n  spare-others-when-over: true\n  \
          response-headers: { reset: X-Reset }\n  dynamic-metadata: true\n  nodes: 3\n  \
-         healthy-with-quotas: true\n  max-connections: 10\n  \
+         healthy-with-quotas: true\n  reflection: true\n  max-connections: 10\n  \
          max-message-size: 4096\n  keep-alive: 5s\n  keep-alive-timeout: 500ms\n  \
          max-connection-age: 1h\n  max-connection-age-grace: 5m\n",
     );
@@ -51,6 +51,7 @@ fn everything_can_be_written() {
             nodes: 3,
         }
     );
+    assert!(read.reflection && !settings("rls: { socket: /s }\n").reflection);
     let bounds = read.bounds;
     assert_eq!((bounds.connections, bounds.message), (10, 4096));
     assert_eq!(bounds.keep_alive_timeout, Duration::from_millis(500));

@@ -15,6 +15,7 @@ mod http;
 mod json;
 mod listen;
 mod offenders;
+mod reflection;
 mod running;
 mod sent;
 mod server;

@@ -29,6 +29,7 @@ use super::{
     caller::{OtherEnd, canonical},
     connection::{converse, drained},
     listen::{self, ListenError, UnixSocket},
+    reflection,
     service::{HEALTH_NAME, Services},
     settings::Bounds,
     state::State,
@@ -48,6 +49,9 @@ pub enum StartError {
     /// There is nothing to encrypt with.
     #[error("rate limit requests cannot be encrypted")]
     Tls(#[from] TlsError),
+    /// What the program knows of its own services cannot be read.
+    #[error("the descriptors of the services cannot be read: this is a bug")]
+    Reflection(#[from] tonic_reflection::server::Error),
     /// A thread ended while it started.
     #[error("a thread that answers rate limit requests ended at once: this is a bug")]
     Ended,
@@ -71,7 +75,11 @@ impl Server {
     pub async fn start(state: Arc<State>) -> Result<Self, StartError> {
         let settings = state.settings().clone();
         let (health, checks) = tonic_health::server::health_reporter();
-        let others = Routes::default().add_service(checks).prepare();
+        let mut others = Routes::default().add_service(checks);
+        if settings.reflection {
+            others = reflection::offer(others)?;
+        }
+        let others = others.prepare();
         let (drain, drained) = watch::channel(false);
         let mut server = Self {
             threads: Vec::new(),

@@ -29,6 +29,8 @@ pub struct Settings {
     pub statsd: Option<Statsd>,
     /// The store of quotas of scope `fleet`.
     pub store: Option<FleetSettings>,
+    /// Whether clients may ask over gRPC which services there are, and what their messages are made of.
+    pub reflection: bool,
     /// What answers are made of.
     pub modes: Modes,
     /// The service is healthy only while at least one domain is known.
@@ -51,6 +53,7 @@ impl Default for Settings {
             xds: None,
             statsd: None,
             store: None,
+            reflection: false,
             modes: Modes::default(),
             healthy_with_quotas: false,
             bounds: Bounds::default(),
