@@ -23,6 +23,10 @@ pub struct Interface {
     pub ethernet: bool,
     /// Whether it is up, and not the loopback.
     pub carries: bool,
+    /// Packets that it has received so far.
+    pub received: u64,
+    /// Packets that it has sent so far.
+    pub sent: u64,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
 }
@@ -63,11 +67,15 @@ fn interface(link: &LinkMessage) -> Interface {
     let mut peer = None;
     let mut is_veth = false;
     let mut is_away = false;
+    let (mut received, mut sent) = (0, 0);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name.clone_from(text),
             LinkAttribute::Link(index) => peer = Some(*index),
             LinkAttribute::LinkNetNsId(_) => is_away = true,
+            LinkAttribute::Stats64(stats) => {
+                (received, sent) = (stats.rx_packets, stats.tx_packets);
+            }
             LinkAttribute::LinkInfo(infos) => {
                 is_veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
             }
@@ -85,6 +93,8 @@ fn interface(link: &LinkMessage) -> Interface {
         ),
         carries: link.header.flags.contains(LinkFlags::Up)
             && !link.header.flags.contains(LinkFlags::Loopback),
+        received,
+        sent,
         addresses: Vec::new(),
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     cgroup::{self, Cgroups},
-    interfaces::Interface,
+    interfaces::{self, Interface},
     netns::NetNs,
 };
 
@@ -26,8 +26,10 @@ pub struct PodNetwork {
     inode: u64,
     /// When the process by which it was found had started (CLOCK_BOOTTIME, ns).
     pub since_ns: u64,
-    /// Its interfaces, as they were last listed; none after a doubt.
+    /// Its interfaces, as they were last listed.
     pub(super) interfaces: Option<Vec<Interface>>,
+    /// Whether packets reach it past the host's ends: once seen, it stays so.
+    pub(super) is_bypassed: bool,
 }
 
 /// The networks of a node's pods, by the UIDs that their cgroups have.
@@ -88,9 +90,12 @@ impl PodNetworks {
         Cgroups::look(&self.root)
     }
 
-    /// Their interfaces may be others by now: they are listed anew when they are needed.
-    pub fn doubt(&mut self) {
-        self.found.values_mut().for_each(|network| network.interfaces = None);
+    /// Their interfaces may be others by now: lists them anew. What cannot be listed is tried again when
+    /// it is needed.
+    pub fn list_again(&mut self) {
+        for network in self.found.values_mut() {
+            network.interfaces = network.netns.run(interfaces::list).and_then(|list| list).ok();
+        }
     }
 
     /// Looks at all of them once more: they may have other namespaces.
@@ -168,7 +173,13 @@ fn search(cgroup: &Path) -> io::Result<Option<PodNetwork>> {
                 let since_ns = started_ns(process).unwrap_or_default();
                 // If the process is gone, another may have had its number when the file was opened.
                 if cgroup::processes(cgroup).contains(&process) && netns.inode() == inode {
-                    return Ok(Some(PodNetwork { netns, inode, since_ns, interfaces: None }));
+                    return Ok(Some(PodNetwork {
+                        netns,
+                        inode,
+                        since_ns,
+                        interfaces: None,
+                        is_bypassed: false,
+                    }));
                 }
             }
             Ok(None) => {}

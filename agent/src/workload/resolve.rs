@@ -81,6 +81,10 @@ pub enum NoCaller {
     },
 }
 
+/// So many packets must have come past a host's end. The two counters are exact; a few packets are not
+/// worth to attach anew.
+const BYPASS: u64 = 64;
+
 /// Where a workload is seen.
 #[derive(Clone, Debug)]
 pub struct Resolved {
@@ -88,6 +92,8 @@ pub struct Resolved {
     pub attachments: Vec<Attachment>,
     /// Whose calls of `connect()` are its own.
     pub caller: Result<Caller, NoCaller>,
+    /// Whether packets reach it past the host's end of its veth.
+    pub is_bypassed: bool,
 }
 
 /// Finds where to attach for a workload: for a pod at all its interfaces, else at one. `host` lists
@@ -98,14 +104,15 @@ pub fn resolve(
     host: &[Interface],
     pods: &mut PodNetworks,
 ) -> Result<Resolved, Missing> {
-    let (found, caller) = match &workload.location {
+    let Sight { found, caller, is_bypassed } = match &workload.location {
         Location::Host { interface } => {
             let found = host.iter().find(|link| link.name == *interface);
             let interface = found.cloned().ok_or_else(|| Missing::Interface {
                 interface: interface.clone(),
                 place: "on this host".to_owned(),
             })?;
-            (vec![Found { interface, side: Side::Own, netns: None }], Err(NoCaller::Shared))
+            let found = Found { interface, side: Side::Own, netns: None };
+            Sight { found: vec![found], caller: Err(NoCaller::Shared), is_bypassed: false }
         }
         Location::Namespace { netns, interface, attach } => {
             in_namespace(netns, interface, *attach, identity, host)?
@@ -128,7 +135,15 @@ pub fn resolve(
             target: Target::Workload { workload: identity, side, netns, addresses },
         }
     };
-    Ok(Resolved { attachments: found.into_iter().map(attachment).collect(), caller })
+    let attachments = found.into_iter().map(attachment).collect();
+    Ok(Resolved { attachments, caller, is_bypassed })
+}
+
+/// What [`Resolved`] is made of.
+struct Sight {
+    found: Vec<Found>,
+    caller: Result<Caller, NoCaller>,
+    is_bypassed: bool,
 }
 
 /// An interface to attach to, with the addresses that the workload has there.
@@ -144,7 +159,7 @@ fn in_namespace(
     attach: Attach,
     workload: Identity,
     host: &[Interface],
-) -> Result<(Vec<Found>, Result<Caller, NoCaller>), Missing> {
+) -> Result<Sight, Missing> {
     let name = netns.to_string();
     let open = NetNs::open(&netns.path().to_string_lossy())
         .map_err(|source| Missing::Namespace { netns: name.clone(), source })?;
@@ -155,9 +170,11 @@ fn in_namespace(
         .find(|link| link.name == interface)
         .ok_or_else(|| Missing::Interface { interface: interface.to_owned(), place })?;
     let caller = caller_in(&open, workload, std::slice::from_ref(found), &inside);
-    let found = side_of(found, attach, host, &open)
+    let is_bypassed =
+        attach != Attach::Pod && are_bypassed(std::slice::from_ref(found), host, false);
+    let found = side_of(found, attach, is_bypassed, host, &open)
         .ok_or_else(|| Missing::NoHostEnd { interface: interface.to_owned(), netns: name })?;
-    Ok((vec![found], caller))
+    Ok(Sight { found: vec![found], caller, is_bypassed })
 }
 
 fn of_pod(
@@ -165,7 +182,7 @@ fn of_pod(
     workload: Identity,
     host: &[Interface],
     pods: &mut PodNetworks,
-) -> Result<(Vec<Found>, Result<Caller, NoCaller>), Missing> {
+) -> Result<Sight, Missing> {
     let network = pods.get_mut(uid).map_err(|problem| match problem {
         Some(problem) => Missing::Hidden { problem },
         None => Missing::NoProcess,
@@ -174,6 +191,7 @@ fn of_pod(
     // are the same.
     let is_there = |link: &Interface| link.veth_peer.is_none() || host_end(link, host).is_some();
     let known = network.interfaces.take().filter(|known| known.iter().all(is_there));
+    let is_older = known.is_some();
     let inside = match known {
         Some(known) => known,
         None => list_inside(&network.netns, "in the pod")?,
@@ -182,11 +200,13 @@ fn of_pod(
     if carrying.is_empty() {
         return Err(Missing::NoInterface);
     }
+    network.is_bypassed |= are_bypassed(&carrying, host, is_older);
     let caller = caller_in(&network.netns, workload, &carrying, &inside);
-    let found = |link| side_of(link, Attach::Auto, host, &network.netns);
+    let is_bypassed = network.is_bypassed;
+    let found = |link| side_of(link, Attach::Auto, is_bypassed, host, &network.netns);
     let found = carrying.iter().filter_map(found).collect();
     network.interfaces = Some(inside);
-    Ok((found, caller))
+    Ok(Sight { found, caller, is_bypassed })
 }
 
 /// What calls from a namespace are the workload's: all, if it is judged at every way out.
@@ -217,18 +237,29 @@ fn list_inside(netns: &NetNs, place: &str) -> Result<Vec<Interface>, Missing> {
 
 /// On which side of a namespace's interface to attach; `None` when that is to be the host's and
 /// there is none.
-fn side_of(inside: &Interface, attach: Attach, host: &[Interface], netns: &NetNs) -> Option<Found> {
+fn side_of(
+    inside: &Interface,
+    attach: Attach,
+    is_bypassed: bool,
+    host: &[Interface],
+    netns: &NetNs,
+) -> Option<Found> {
     if netns.is_own() {
         return Some(Found { interface: inside.clone(), side: Side::Own, netns: None });
     }
-    match (attach, host_end(inside, host)) {
-        (Attach::Auto | Attach::Host, Some(end)) => {
+    let at_host = match attach {
+        Attach::Auto => !is_bypassed,
+        Attach::Host => true,
+        Attach::Pod => false,
+    };
+    match host_end(inside, host).filter(|_| at_host) {
+        Some(end) => {
             let addresses = inside.addresses.clone();
             let interface = Interface { addresses, ..end.clone() };
             Some(Found { interface, side: Side::Host, netns: None })
         }
-        (Attach::Host, None) => None,
-        (Attach::Auto | Attach::Pod, _) => {
+        None if attach == Attach::Host => None,
+        None => {
             let netns = Some(netns.clone());
             Some(Found { interface: inside.clone(), side: Side::Pod, netns })
         }
@@ -239,6 +270,23 @@ fn side_of(inside: &Interface, attach: Attach, host: &[Interface], netns: &NetNs
 fn host_end<'a>(inside: &Interface, host: &'a [Interface]) -> Option<&'a Interface> {
     let peer = inside.veth_peer?;
     host.iter().find(|link| link.index == peer && link.veth_peer == Some(inside.index))
+}
+
+/// Whether packets came into a namespace that did not pass the host's end of its veth: another program
+/// puts them in at the inner end (`bpf_redirect_peer`). What the host's end has sent is what the inner
+/// end has received, but for those; the kernel counts them there since 6.7, and in the stable series
+/// since then (commit 024ee930cb3c, "bpf: Fix dev's rx stats for bpf_redirect_peer traffic").
+///
+/// Packets between two looks must count for the host's end alone. So where the inner ends were not
+/// looked at before the host's, those are looked at again before it is believed.
+fn are_bypassed(inside: &[Interface], host: &[Interface], is_older: bool) -> bool {
+    let is_bypassed = |host: &[Interface]| {
+        inside.iter().any(|link| {
+            let end = host_end(link, host);
+            end.is_some_and(|end| link.received >= end.sent.saturating_add(BYPASS))
+        })
+    };
+    is_bypassed(host) && (is_older || interfaces::list().is_ok_and(|host| is_bypassed(&host)))
 }
 
 fn is_routable(address: &IpAddr) -> bool {

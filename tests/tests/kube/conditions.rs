@@ -8,6 +8,7 @@ use weir::{
 use weir_common::layout::MAX_WORKLOADS;
 use weir_tests::{
     agent::eventually,
+    bpf::{Foreign, Hook, Place},
     kubelet::{pod_of, uid},
     site::{nft, run, serve},
 };
@@ -200,4 +201,34 @@ fn clients_behind_one_address_are_told() {
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].contains(&gateway), "{told:?}");
     assert_eq!(cluster.server.refused(), Vec::<String>::new());
+}
+
+/// A network plugin puts packets into the pod and leaves the host's end of its veth out.
+#[test]
+fn a_pod_that_is_reached_by_a_shortcut_is_judged_inside() {
+    let lab = lab!();
+    let cluster = Cluster::new(&lab);
+    let web = cluster.node.pod("web").unwrap();
+    let client = cluster.node.client("client").unwrap();
+    let node = cluster.node.namespace();
+    let shortcut = Foreign::tc_into_peer("shortcut", node, &web).unwrap();
+    let uplink = client.node_interface();
+    let _link = shortcut.attach(node, &uplink, Hook::Ingress, Place::First).unwrap();
+    let _server = serve(&web, &[80]);
+    let mut agent = cluster.agent(&lab, NOTHING);
+    let limit = json!({"weir.dev/connections.80": "2 per 60s"});
+    let _container = cluster.start(&web, &uid(1), limit);
+    let web_name = name(&web);
+    await_attached(&agent, &web_name);
+    assert_eq!(codes(client.namespace(), &web, 40), "ok:40");
+    // Looked at twice a minute, and with every change of the file.
+    agent.rewrite("mode: enforce # again\n");
+    let judged = || agent.workload(&web_name).detail.unwrap_or_default();
+    eventually("it is judged inside", judged, |detail| detail.contains("judged inside"));
+    assert_eq!(codes(client.namespace(), &web, 5), "ok:2 refused:3");
+    // The next agent sees the same counters.
+    agent.kill();
+    agent.restart();
+    await_attached(&agent, &web_name);
+    assert_eq!(codes(client.namespace(), &web, 5), "refused:5");
 }

@@ -14,6 +14,7 @@ use crate::{
         view,
     },
     compile::{LineRef, Tables},
+    config::{Attach, Location},
     datapath::Pacing,
     policy::Port,
 };
@@ -285,9 +286,25 @@ fn remarks(known: &Known, on_sources: Vec<String>) -> Option<String> {
     let others = (!before.is_empty()).then(|| {
         format!("programs of others run first and may decide first: {}", before.join(", "))
     });
-    let said: Vec<String> =
-        others.into_iter().chain(known.remarks.iter().cloned()).chain(on_sources).collect();
+    let bypass = known.is_bypassed.then(|| bypass(&known.location).to_owned());
+    let said: Vec<String> = others
+        .into_iter()
+        .chain(bypass)
+        .chain(known.remarks.iter().cloned())
+        .chain(on_sources)
+        .collect();
     (!said.is_empty()).then(|| said.join("; "))
+}
+
+/// What it means that packets reach a workload past the host's end of its veth.
+const fn bypass(location: &Location) -> &'static str {
+    match location {
+        Location::Namespace { attach: Attach::Host, .. } => {
+            "packets reach it past the host's end of its veth, where it is judged: `attach: auto` or \
+             `pod` sees them"
+        }
+        _ => "packets reach it past the host's end of its veth, so it is judged inside",
+    }
 }
 
 /// What can be said of a workload in one word, and what to know about it.

@@ -41,7 +41,7 @@ impl Engine {
         }
         let mut wanted = Vec::new();
         let (mut callers, mut unhooked) = (Vec::new(), BTreeMap::new());
-        let mut missing = BTreeMap::new();
+        let (mut missing, mut bypassed) = (BTreeMap::new(), BTreeSet::new());
         let mut asking = BTreeSet::new();
         let pods = self.pods.workloads();
         for workload in self.file.workloads.iter().chain(pods.iter().map(Arc::as_ref)) {
@@ -50,7 +50,10 @@ impl Engine {
                 asking.insert(identity);
             }
             match workload::resolve(workload, identity, &host, &mut self.pods.networks) {
-                Ok(Resolved { attachments, caller }) => {
+                Ok(Resolved { attachments, caller, is_bypassed }) => {
+                    if is_bypassed {
+                        bypassed.insert(identity);
+                    }
                     let table = self.tables.workloads.get(&workload.identity);
                     let volumes = table.is_some_and(WorkloadTable::limits_volumes);
                     let pace = pace(workload.pace.unwrap_or(self.file.pace));
@@ -73,6 +76,7 @@ impl Engine {
         let results = self.datapath.attach(&wanted);
         self.quotas.leases().know(&self.datapath);
         self.note_attached(&results, &mut missing);
+        self.note_bypassed(&bypassed);
         // What nothing judges must not be judged by a call either.
         callers.retain(|caller| self.calls_are_limited(caller.workload));
         self.hook(&callers, unhooked);
@@ -210,6 +214,17 @@ impl Engine {
                 }
                 known.attached = now;
             }
+        }
+    }
+
+    /// Notes whom packets reach past the host's end of their veth.
+    fn note_bypassed(&mut self, bypassed: &BTreeSet<Identity>) {
+        for known in &mut self.workloads {
+            let now = bypassed.contains(&known.identity);
+            if now && !known.is_bypassed {
+                warn!(workload = known.name, location = %known.location, "packets reach it past the host's end of its veth");
+            }
+            known.is_bypassed = now;
         }
     }
 

@@ -118,6 +118,8 @@ struct Known {
     problems: Vec<Problem>,
     remarks: Vec<String>,
     attached: Result<Attached, String>,
+    /// Whether packets reach it past the host's end of its veth.
+    is_bypassed: bool,
     /// Whether `connect()` of its processes is hooked, or why not; `None` where no limit is about
     /// what it opens.
     hooked: Option<Result<(), String>>,
@@ -255,6 +257,7 @@ impl Engine {
         if self.pods.are_known() {
             self.hold(evaluated, compiled);
             self.datapath.doubt(Doubt::All);
+            self.pods.networks.list_again();
             self.reconcile();
         }
         self.keep_last_good();
@@ -326,9 +329,9 @@ impl Engine {
                 known.location == workload.location && known.addresses == workload.addresses
             };
             moved |= !known.as_ref().is_some_and(stayed);
-            let (attached, hooked, seen_at) = match known {
-                Some(known) => (known.attached, known.hooked, known.seen_at),
-                None => (Err("not attached yet".to_owned()), None, None),
+            let (attached, hooked, seen_at, is_bypassed) = match known {
+                Some(known) => (known.attached, known.hooked, known.seen_at, known.is_bypassed),
+                None => (Err("not attached yet".to_owned()), None, None, false),
             };
             let misfits = misfits.iter().filter(|misfit| misfit.workload() == key);
             problems.extend(
@@ -345,6 +348,7 @@ impl Engine {
                 problems,
                 remarks,
                 attached,
+                is_bypassed,
                 hooked,
                 seen_at,
             };

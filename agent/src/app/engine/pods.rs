@@ -174,10 +174,10 @@ impl Engine {
 
     /// Pods may have other networks, and other interfaces there, without anybody having said so.
     pub fn check_pods(&mut self) {
-        self.pods.networks.doubt();
         self.datapath.doubt(Doubt::All);
         let cgroups = self.pods.networks.cgroups();
         self.pods.networks.look_again(&self.pods.wanted(), &cgroups);
+        self.pods.networks.list_again();
         self.reconcile();
     }
 
