@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::quota::model::{Descriptor, Limit, Own};
+use crate::quota::model::{self, Amount, Configuration, Descriptor, Limit, Own};
 
 /// A level as the original keeps it.
 #[derive(Default)]
