@@ -65,9 +65,9 @@ const FULL: Effort = Effort {
     bytes: bytes::Effort {
         rates: &[1, 10, 100, 1000],
         connections: &[1, 100],
-        rounds: 3,
+        rounds: 2,
         warm: Duration::from_millis(1500),
-        length: Duration::from_millis(4000),
+        length: Duration::from_secs(10),
     },
     fleet: fleet::Effort {
         agents: &[1, 3, 8],

@@ -185,6 +185,11 @@ impl Site {
         self.packets(self.node.namespace(), &self.pod.node_interface())
     }
 
+    /// Packets at the client's own interface.
+    pub(crate) fn client_packets(&self) -> Result<Packets> {
+        self.packets(self.client.namespace(), self.client.interface())
+    }
+
     fn start_agent(&self, lab: &Lab, name: &str, policy: &[&str], uplink: bool) -> Result<Agent> {
         let at = |what: &str| lab.directory().join(format!("{name}.{what}"));
         let (file, socket, log) = (at("yaml"), at("sock"), at("log"));
@@ -315,6 +320,8 @@ fn feed(namespace: &Namespace, tool: &str, arguments: &[&str], input: &str) -> R
 pub(crate) struct Packets {
     pub(crate) received: u64,
     pub(crate) sent: u64,
+    /// With their Ethernet headers; what is handed over as one packet has one of each header.
+    pub(crate) sent_bytes: u64,
 }
 
 impl Packets {
@@ -323,12 +330,20 @@ impl Packets {
             text.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'))?;
         let numbers: Vec<u64> =
             line.split_whitespace().map_while(|word| word.parse().ok()).collect();
-        Some(Self { received: *numbers.get(1)?, sent: *numbers.get(9)? })
+        Some(Self {
+            received: *numbers.get(1)?,
+            sent: *numbers.get(9)?,
+            sent_bytes: *numbers.get(8)?,
+        })
     }
 
     /// What was added since.
     pub(crate) fn since(self, before: Self) -> Self {
-        Self { received: self.received - before.received, sent: self.sent - before.sent }
+        Self {
+            received: self.received - before.received,
+            sent: self.sent - before.sent,
+            sent_bytes: self.sent_bytes - before.sent_bytes,
+        }
     }
 }
 
