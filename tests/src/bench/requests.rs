@@ -9,7 +9,11 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -25,6 +29,8 @@ use envoy_types::pb::envoy::{
     },
 };
 use hdrhistogram::Histogram;
+use rand::{SeedableRng as _, rngs::SmallRng};
+use rand_distr::{Distribution as _, Zipf};
 use tokio::{runtime, task::JoinSet, time::sleep_until};
 use tonic::{
     Status,
@@ -45,6 +51,12 @@ const RATE: u32 = 4000;
 /// Rules of the domain that has many, and keys of the one that has many.
 const RULES: usize = 10_000;
 const KEYS: u64 = 1_000_000;
+/// How unevenly those are asked for: the key of rank r as often as 1/r to this, as in YCSB.
+const EXPONENT: f64 = 0.99;
+/// Descriptors of a request that fills the table with them.
+const FILLED_AT_ONCE: u64 = 100;
+
+static RANKS: LazyLock<Option<Zipf<f64>>> = LazyLock::new(|| Zipf::new(KEYS as f64, EXPONENT).ok());
 
 /// What is asked of whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,38 +66,72 @@ struct Case {
     empty: bool,
     domain: &'static str,
     descriptors: usize,
+    /// Each of many keys is as likely as any other.
+    evenly: bool,
 }
 
-const CASES: [Case; 8] = [
-    Case { name: "empty handler", empty: true, domain: "hot", descriptors: 1 },
-    Case { name: "one hot key", empty: false, domain: "hot", descriptors: 1 },
-    Case { name: "all over limit", empty: false, domain: "over", descriptors: 1 },
-    Case { name: "a million keys", empty: false, domain: "keys", descriptors: 1 },
-    Case { name: "10 000 rules", empty: false, domain: "rules", descriptors: 1 },
-    Case { name: "2 descriptors", empty: false, domain: "hot", descriptors: 2 },
-    Case { name: "10 descriptors", empty: false, domain: "hot", descriptors: 10 },
-    Case { name: "empty handler, 10 descriptors", empty: true, domain: "hot", descriptors: 10 },
+const CASES: [Case; 9] = [
+    Case { name: "empty handler", empty: true, domain: "hot", descriptors: 1, evenly: false },
+    Case { name: "one hot key", empty: false, domain: "hot", descriptors: 1, evenly: false },
+    Case { name: "all over limit", empty: false, domain: "over", descriptors: 1, evenly: false },
+    Case {
+        name: "a million keys, zipf",
+        empty: false,
+        domain: "keys",
+        descriptors: 1,
+        evenly: false,
+    },
+    Case {
+        name: "a million keys, evenly",
+        empty: false,
+        domain: "keys",
+        descriptors: 1,
+        evenly: true,
+    },
+    Case { name: "10 000 rules", empty: false, domain: "rules", descriptors: 1, evenly: false },
+    Case { name: "2 descriptors", empty: false, domain: "hot", descriptors: 2, evenly: false },
+    Case { name: "10 descriptors", empty: false, domain: "hot", descriptors: 10, evenly: false },
+    Case {
+        name: "empty handler, 10 descriptors",
+        empty: true,
+        domain: "hot",
+        descriptors: 10,
+        evenly: false,
+    },
 ];
 
 impl Case {
-    /// The question of this number.
+    /// The question of this number: always the same.
     fn question(&self, number: u64) -> RateLimitRequest {
         // Spread over all keys, and never in order.
         let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
         let value = match self.domain {
-            "keys" => format!("user-{}", spread % KEYS),
+            "keys" if self.evenly => user(spread % KEYS),
+            "keys" => user(rank(number)),
             "rules" => format!("rule-{}", spread % RULES as u64),
             _ => "/productpage".to_owned(),
         };
-        let entry = Entry { key: "PATH".to_owned(), value };
-        let descriptor =
-            RateLimitDescriptor { entries: vec![entry], ..RateLimitDescriptor::default() };
         RateLimitRequest {
             domain: self.domain.to_owned(),
-            descriptors: vec![descriptor; self.descriptors],
+            descriptors: vec![path(value); self.descriptors],
             hits_addend: 0,
         }
     }
+}
+
+fn path(value: String) -> RateLimitDescriptor {
+    let entry = Entry { key: "PATH".to_owned(), value };
+    RateLimitDescriptor { entries: vec![entry], ..RateLimitDescriptor::default() }
+}
+
+fn user(key: u64) -> String {
+    format!("user-{key}")
+}
+
+/// The key that a question of this number asks for, drawn by its rank.
+fn rank(number: u64) -> u64 {
+    let draw = |ranks: &Zipf<f64>| ranks.sample(&mut SmallRng::seed_from_u64(number)) as u64 - 1;
+    RANKS.as_ref().map_or(0, draw)
 }
 
 /// One round of one case.
@@ -108,10 +154,9 @@ pub(crate) fn run(rounds: usize, round: Duration) -> Result<()> {
     let address = *weir.addresses().first().context("Weir listens nowhere")?;
     let (weir_at, empty_at) = (address, empty()?);
 
-    // Fills the million keys, so that what is measured is a full table.
+    // What is measured is a full table.
     let client = Client::new(weir_at)?;
-    let keys = CASES.iter().find(|case| case.domain == "keys").context("a case with keys")?;
-    client.closed(keys, round * 4)?;
+    client.fill()?;
     let to_empty = Client::new(empty_at)?;
     let of = |case: &Case| if case.empty { (&to_empty, "empty-0") } else { (&client, "rls-0") };
 
@@ -199,6 +244,8 @@ fn cpu(name: &str) -> Result<Duration> {
 struct Client {
     runtime: runtime::Runtime,
     channels: Vec<Channel>,
+    /// Rounds so far: each asks other questions, and those of two runs are the same.
+    rounds: AtomicU64,
 }
 
 impl Client {
@@ -211,20 +258,49 @@ impl Client {
             }
             Ok::<_, tonic::transport::Error>(channels)
         })?;
-        Ok(Self { runtime, channels })
+        Ok(Self { runtime, channels, rounds: AtomicU64::new(0) })
+    }
+
+    /// Asks for each of the million keys once.
+    fn fill(&self) -> Result<()> {
+        self.runtime.block_on(async {
+            let mut workers = JoinSet::new();
+            for (number, channel) in (0u64..).zip(&self.channels) {
+                let mut client = RateLimitServiceClient::new(channel.clone());
+                workers.spawn(async move {
+                    for first in
+                        (0..KEYS / FILLED_AT_ONCE).skip(number as usize).step_by(CONNECTIONS)
+                    {
+                        let keys = first * FILLED_AT_ONCE..(first + 1) * FILLED_AT_ONCE;
+                        let request = RateLimitRequest {
+                            domain: "keys".to_owned(),
+                            descriptors: keys.map(|key| path(user(key))).collect(),
+                            hits_addend: 0,
+                        };
+                        client.should_rate_limit(request).await?;
+                    }
+                    Ok::<_, anyhow::Error>(())
+                });
+            }
+            while let Some(filled) = workers.join_next().await {
+                filled??;
+            }
+            Ok(())
+        })
     }
 
     /// As many as go.
     fn closed(&self, case: &Case, lasting: Duration) -> Result<Histogram<u64>> {
         let end = Instant::now() + lasting;
+        let round = self.rounds.fetch_add(1, Ordering::Relaxed);
         self.runtime.block_on(async {
             let mut workers = JoinSet::new();
             for (number, channel) in self.channels.iter().cycle().take(UNDER_WAY).enumerate() {
                 let (case, mut client) = (*case, RateLimitServiceClient::new(channel.clone()));
                 workers.spawn(async move {
                     let mut latency = Histogram::<u64>::new(3)?;
-                    let mut question =
-                        (number as u64) << 32 | u64::from(end.elapsed().subsec_nanos());
+                    // Fewer than 2^20 a round, and 2^12 rounds.
+                    let mut question = (number as u64) << 32 | round << 20;
                     while Instant::now() < end {
                         question += 1;
                         let began = Instant::now();
