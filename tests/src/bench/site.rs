@@ -366,8 +366,14 @@ mod tests {
         let text = "Inter-|   Receive                                                |  Transmit\n \
                     face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets\n  \
                     veth-a-p:     1  2  0 0 0 0 0 0   3   4  0 0 0 0 0 0\nveth-a: 9 8 0 0 0 0 0 0 7 6 0 0 0 0 0 0\n";
-        assert_eq!(Packets::find(text, "veth-a"), Some(Packets { received: 8, sent: 6 }));
-        assert_eq!(Packets::find(text, "veth-a-p"), Some(Packets { received: 2, sent: 4 }));
+        assert_eq!(
+            Packets::find(text, "veth-a"),
+            Some(Packets { received: 8, sent: 6, sent_bytes: 7 })
+        );
+        assert_eq!(
+            Packets::find(text, "veth-a-p"),
+            Some(Packets { received: 2, sent: 4, sent_bytes: 3 })
+        );
         assert_eq!(Packets::find(text, "veth"), None);
     }
 }
