@@ -9,7 +9,7 @@ use std::{
 };
 
 use weir::{
-    lab::{Lab, Namespace},
+    lab::{Host, Lab, Namespace, Node},
     load::{Plan, Talk},
 };
 use weir_tests::{
@@ -24,6 +24,8 @@ on_each_side! {
     connections_and_requests_spend_one_budget_of_the_fleet
 }
 
+/// So long that a store that is frozen is late and not given up.
+const TIMEOUT: &str = "10s";
 const LINE: [&str; 1] = ["quota.80: domain=shop user=ann"];
 
 /// What an agent is told: a quota for a year, whose window does not end during a test.
@@ -48,10 +50,37 @@ impl Site<'_> {
         fs::write(&quotas, text).unwrap();
         format!(
             "rls:\n  http: 127.0.0.1:8080\n  listen: 127.0.0.1:8081\n  quotas: {}\n  \
-             store: {{ redis: \"unix://{}\", node: {node} }}\n{node_file}",
+             store: {{ redis: \"unix://{}\", node: {node}, timeout: {TIMEOUT} }}\n{node_file}",
             quotas.display(),
             self.redis.socket().display()
         )
+    }
+}
+
+/// A node with a pod and a client; the agent is at the host's end.
+struct Pair<'a> {
+    lab: &'a Lab,
+    node: Node,
+    web: Host,
+    client: Host,
+}
+
+impl<'a> Pair<'a> {
+    fn new(lab: &'a Lab) -> Self {
+        let node = lab.node("node").unwrap();
+        let (web, client) = (node.pod("web").unwrap(), node.client("client").unwrap());
+        Self { lab, node, web, client }
+    }
+
+    fn to(&self) -> SocketAddr {
+        SocketAddr::new(self.web.ipv4().into(), 80)
+    }
+
+    fn agent(&self, redis: &Server, limit: u64, on_failure: &str) -> Agent<'_> {
+        let site = Site { lab: self.lab, redis };
+        let node_file = Side::Host.node_file(&self.web, &LINE);
+        let text = site.node_file(self.lab.id(), limit, on_failure, &node_file);
+        Agent::start(self.lab, self.node.namespace(), &text)
     }
 }
 
@@ -105,21 +134,15 @@ fn nodes_spend_one_budget() {
         return;
     }
     let (labs, redis) = ([lab!(), lab!()], Server::start());
-    let nodes = labs.each_ref().map(|lab| (lab, lab.node("node").unwrap()));
-    let parts = nodes.each_ref().map(|(lab, node)| {
-        let web = node.pod("web").unwrap();
-        let client = node.client("client").unwrap();
-        let site = Site { lab, redis: &redis };
-        let node_file = Side::Host.node_file(&web, &LINE);
-        let text = site.node_file(lab.id(), LIMIT, "deny", &node_file);
-        let server = serve(&web, &[80]);
-        (Agent::start(lab, node.namespace(), &text), web, client, server)
+    let pairs = labs.each_ref().map(Pair::new);
+    let parts = pairs.each_ref().map(|pair| {
+        let server = serve(&pair.web, &[80]);
+        (pair, pair.agent(&redis, LIMIT, "deny"), server)
     });
     let connected: u64 = thread::scope(|scope| {
-        let load = parts.each_ref().map(|(_, web, client, _)| {
-            let to = SocketAddr::new(web.ipv4().into(), 80);
-            let load = Plan::to(to).talk(Talk::Byte).parallel(4).attempts(40);
-            scope.spawn(move || run(client.namespace(), load).stats.ok())
+        let load = parts.each_ref().map(|(pair, ..)| {
+            let load = Plan::to(pair.to()).talk(Talk::Byte).parallel(4).attempts(40);
+            scope.spawn(move || run(pair.client.namespace(), load).stats.ok())
         });
         load.into_iter().map(|load| load.join().unwrap()).sum()
     });
@@ -136,19 +159,13 @@ fn a_flood_that_waits_is_bounded() {
         return;
     }
     let (lab, redis) = (lab!(), Server::start());
-    let node = lab.node("node").unwrap();
-    let web = node.pod("web").unwrap();
-    let client = node.client("client").unwrap();
-    let site = Site { lab: &lab, redis: &redis };
-    let text = site.node_file("one", LIMIT, "deny", &Side::Host.node_file(&web, &LINE));
-    // So long that it is late, and not given up.
-    let text = text.replace("node: one", "node: one, timeout: 10s");
-    let agent = Agent::start(&lab, node.namespace(), &text);
-    let wire = Wire::open_alone(&client).unwrap();
-    let to = SocketAddr::new(web.ipv4().into(), 80);
+    let pair = Pair::new(&lab);
+    let agent = pair.agent(&redis, LIMIT, "deny");
+    let (wire, to) = (Wire::open_alone(&pair.client).unwrap(), pair.to());
     // Nobody's SYN is another's, once again.
     let sent = AtomicU16::new(0);
-    let next = || SocketAddr::new(client.ipv4().into(), 10_000 + sent.fetch_add(1, SeqCst));
+    let client = pair.client.ipv4().into();
+    let next = || SocketAddr::new(client, 10_000 + sent.fetch_add(1, SeqCst));
     redis.freeze();
     let unsent = || {
         // A busy agent hears of few: then there is no place in the ring that tells of them.
@@ -170,20 +187,38 @@ fn a_flood_that_waits_is_bounded() {
     assert_eq!(admitted(), LIMIT);
 }
 
+/// A SYN with much data in it does not fit into what is handed up.
+#[test]
+fn a_syn_that_cannot_be_sent_again_is_left_to_its_client() {
+    if !available_or_skip("a_syn_that_cannot_be_sent_again_is_left_to_its_client") {
+        return;
+    }
+    let (lab, redis) = (lab!(), Server::start());
+    let pair = Pair::new(&lab);
+    let agent = pair.agent(&redis, 7, "deny");
+    let wire = Wire::open_alone(&pair.client).unwrap();
+    let large = syn(SocketAddr::new(pair.client.ipv4().into(), 10_000), pair.to(), 7);
+    let plain = large.clone();
+    wire.send(&large.with(|packet| packet.payload = vec![0x55; 300]));
+    let unsent = || agent.metric("weir_quota_unsent_syns_total", &[]);
+    eventually("it is left to its client", unsent, |unsent| *unsent > 0.0);
+    let admitted = || agent.decisions("web", "tc ingress", "pass admitted");
+    assert_eq!(admitted(), 0);
+    // Who is not answered tries without.
+    wire.send(&plain);
+    eventually("it is admitted", admitted, |admitted| *admitted == 1);
+    assert_eq!(unsent(), 1.0);
+}
+
 /// Without the store each SYN is decided in the kernel, as the quota says, and nobody waits.
 fn decides_without_the_store(test: &str, on_failure: &str, admits: impl Fn(u64) -> bool) {
     if !available_or_skip(test) {
         return;
     }
     let (lab, mut redis) = (lab!(), Server::start());
-    let node = lab.node("node").unwrap();
-    let web = node.pod("web").unwrap();
-    let client = node.client("client").unwrap();
-    let _server = serve(&web, &[80]);
-    let to = SocketAddr::new(web.ipv4().into(), 80);
-    let site = Site { lab: &lab, redis: &redis };
-    let text = site.node_file("one", 1000, on_failure, &Side::Host.node_file(&web, &LINE));
-    let agent = Agent::start(&lab, node.namespace(), &text);
+    let pair = Pair::new(&lab);
+    let (client, to, _server) = (&pair.client, pair.to(), serve(&pair.web, &[80]));
+    let agent = pair.agent(&redis, 1000, on_failure);
     assert_eq!(ask(client.namespace(), to, 3).ok(), 3);
     redis.kill();
     // Late is not gone: a SYN waits for a store that is late.
@@ -219,14 +254,9 @@ fn what_a_dead_agent_leased_is_spent() {
         return;
     }
     let (lab, redis) = (lab!(), Server::start());
-    let node = lab.node("node").unwrap();
-    let web = node.pod("web").unwrap();
-    let client = node.client("client").unwrap();
-    let _server = serve(&web, &[80]);
-    let to = SocketAddr::new(web.ipv4().into(), 80);
-    let site = Site { lab: &lab, redis: &redis };
-    let text = site.node_file("one", 20, "deny", &Side::Host.node_file(&web, &LINE));
-    let mut agent = Agent::start(&lab, node.namespace(), &text);
+    let pair = Pair::new(&lab);
+    let (client, to, _server) = (&pair.client, pair.to(), serve(&pair.web, &[80]));
+    let mut agent = pair.agent(&redis, 20, "deny");
     assert_eq!(ask(client.namespace(), to, 5).ok(), 5);
     agent.kill();
     // Until it is known to be dead, SYNs beyond the lease are dropped, and then refused.
