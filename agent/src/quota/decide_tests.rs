@@ -148,6 +148,68 @@ fn a_reload_keeps_what_was_counted() {
     assert_eq!(quotas.series()[0].counts.total_hits.get(), 2);
 }
 
+/// The starts of windows that the original computes for this moment (`now / unit * unit`): its months
+/// have 30 days, its years 365, its weeks begin on a Thursday.
+#[test]
+fn windows_of_all_units_begin_where_the_originals_do() {
+    for (unit, start, length) in [
+        ("SECOND", 1_700_000_000, 1),
+        ("minute", 1_699_999_980, 60),
+        ("hour", 1_699_999_200, 3600),
+        ("day", 1_699_920_000, 86_400),
+        ("week", 1_699_488_000, 604_800),
+        ("month", 1_697_760_000, 2_592_000),
+        ("Year", 1_671_408_000, 31_536_000),
+    ] {
+        let text = format!(
+            "domain: shop\ndescriptors: [{{key: a, rate_limit: {{unit: {unit}, requests_per_unit: 1}}}}]\n"
+        );
+        let quotas = quotas(&text);
+        let left = start + length - NOW.realtime_s();
+        let status = &ask(&quotas, &["a=1"]).statuses[0];
+        assert_eq!(status.duration_until_reset.as_ref().unwrap().seconds as u64, left, "{unit}");
+        let limited =
+            |seconds| code(&decide(&quotas, &request(&["a=1"]), later(seconds)).statuses[0]);
+        assert_eq!(limited(left - 1), Code::OverLimit, "{unit}");
+        assert_eq!(limited(left), Code::Ok, "{unit}");
+    }
+}
+
+#[test]
+fn a_limit_without_a_number_refuses_everything() {
+    let quotas = quotas("domain: shop\ndescriptors: [{key: a, rate_limit: {unit: day}}]\n");
+    assert_eq!(summary(&ask(&quotas, &["a=1"]).statuses[0]), (Code::OverLimit, Some(0), 0));
+}
+
+#[test]
+fn a_domain_in_several_files_is_one_if_told_so() {
+    let file = |file: &str, key: &str| Source {
+        file: file.to_owned(),
+        text: format!(
+            "domain: shop\ndescriptors: [{{key: {key}, rate_limit: {{unit: day, requests_per_unit: 1}}}}]\n"
+        ),
+    };
+    let merge = Settings { merge_domains: true, ..Settings::default() };
+    let load = |files: &[Source], settings| {
+        let quotas = Quotas::new(Bounds { counts: 1000, series: 10 });
+        let loaded = quotas.apply(&config::read(files).unwrap(), settings);
+        loaded.map(|()| quotas).map_err(|problems| problems[0].to_string())
+    };
+    let both = [file("one.yaml", "a"), file("two.yaml", "b")];
+    let refused = load(&both, Settings::default()).unwrap_err();
+    assert!(
+        refused.contains("two.yaml:1:1: error: the domain `shop` is written twice"),
+        "{refused}"
+    );
+    let quotas = load(&both, merge.clone()).unwrap();
+    let codes = |descriptor| [0; 2].map(|_| code(&ask(&quotas, &[descriptor]).statuses[0]));
+    assert_eq!(codes("a=1"), [Code::Ok, Code::OverLimit]);
+    assert_eq!(codes("b=1"), [Code::Ok, Code::OverLimit]);
+    // Two siblings of one name are an error, in one file or in two.
+    let twice = load(&[file("one.yaml", "a"), file("two.yaml", "a")], merge).unwrap_err();
+    assert!(twice.contains("two.yaml:2:15: error: ") && twice.contains("shop.a"), "{twice}");
+}
+
 #[test]
 fn what_matches_nothing_passes_with_an_empty_status() {
     let quotas = quotas(FIVE);

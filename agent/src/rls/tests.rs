@@ -349,6 +349,48 @@ async fn what_was_sent_on_an_old_connection_is_answered() {
 }
 
 #[tokio::test]
+async fn a_connection_beyond_the_bound_waits_until_another_ends() {
+    let folder = Folder::new("bound");
+    let bounds = Bounds { connections: 1, ..Bounds::default() };
+    let site = Site::new(&folder, Settings { bounds, ..folder.settings() }).await;
+    let first = site.channel().await;
+    assert_eq!(ask(&first, "open").await.unwrap(), Code::Ok);
+    let second = site.channel().await;
+    let mut waiting = tokio::spawn(async move { ask(&second, "open").await });
+    let early = tokio::time::timeout(Duration::from_millis(100), &mut waiting).await;
+    assert!(early.is_err(), "{early:?}");
+    assert_eq!(ask(&first, "open").await.unwrap(), Code::Ok);
+    drop(first);
+    assert_eq!(waiting.await.unwrap().unwrap(), Code::Ok);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_go_when_its_time_is_over_is_cut_off_after_the_grace() {
+    use tokio::io::AsyncReadExt as _;
+    let folder = Folder::new("grace");
+    let (max_age, max_age_grace) = (Duration::from_millis(20), Duration::from_millis(20));
+    let bounds = Bounds { max_age, max_age_grace, ..Bounds::default() };
+    let site = Site::new(&folder, Settings { bounds, ..folder.settings() }).await;
+    let mut stream = tokio::net::TcpStream::connect(site.address()).await.unwrap();
+    // The preface and empty settings of HTTP/2 (RFC 9113 section 3.4), and then nothing, not even an
+    // acknowledgement.
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    tokio::io::AsyncWriteExt::write_all(&mut stream, preface).await.unwrap();
+    let mut said = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut said)).await;
+    ended.expect("it is cut off").unwrap();
+    // A frame's type is its fourth byte; GOAWAY is 7.
+    let mut types = Vec::new();
+    let mut rest = &said[..];
+    while let [a, b, c, kind, ..] = *rest {
+        types.push(kind);
+        let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        rest = rest.get(9 + length..).unwrap_or_default();
+    }
+    assert!(types.contains(&7), "it was told to go: {types:?}");
+}
+
+#[tokio::test]
 async fn when_it_stops_a_silent_client_does_not_hold_it_up() {
     let folder = Folder::new("silent");
     let site = Site::new(&folder, folder.settings()).await;
