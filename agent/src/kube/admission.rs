@@ -18,7 +18,7 @@ struct Place {
     resources: &'static [(&'static str, &'static str, &'static [&'static str])],
 }
 
-const PLACES: [Place; 2] = [
+const PLACES: [Place; 3] = [
     Place {
         name: "weir-annotations",
         about: "pods and namespaces",
@@ -35,6 +35,12 @@ const PLACES: [Place; 2] = [
             ("apps", "v1", &["deployments", "statefulsets", "daemonsets", "replicasets"]),
             ("batch", "v1", &["jobs"]),
         ],
+    },
+    Place {
+        name: "weir-cronjob-annotations",
+        about: "templates of pods in templates of Jobs",
+        path: &["spec", "jobTemplate", "spec", "template", "metadata", "annotations"],
+        resources: &[("batch", "v1", &["cronjobs"])],
     },
 ];
 

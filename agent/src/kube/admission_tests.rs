@@ -137,7 +137,7 @@ fn pod(key: &str, value: &str) -> Value {
 #[test]
 fn the_grammar_and_the_policy_agree_on_the_corpus() {
     let policy = Policy::of(&PLACES[0]);
-    let template = Policy::of(&PLACES[1]);
+    let (template, cronjob) = (Policy::of(&PLACES[1]), Policy::of(&PLACES[2]));
     for &(key, value, fate) in CORPUS {
         let object = pod(key, value);
         let let_in = policy.takes(&object, &Value::Null);
@@ -145,6 +145,8 @@ fn the_grammar_and_the_policy_agree_on_the_corpus() {
         assert_eq!(agent_takes(key, value), fate == Good, "agent: {key}: {value:?}");
         let deployment = json!({"spec": {"template": object}});
         assert_eq!(template.takes(&deployment, &Value::Null), let_in, "{key}: {value:?}");
+        let nightly = json!({"spec": {"jobTemplate": deployment}});
+        assert_eq!(cronjob.takes(&nightly, &Value::Null), let_in, "{key}: {value:?}");
     }
     for fate in [Good, Bad, Later] {
         assert!(CORPUS.iter().filter(|(_, _, its)| *its == fate).count() > 10, "{fate:?}");
@@ -162,6 +164,8 @@ fn what_is_not_ours_or_was_there_before_is_let_in() {
     let bad = pod("connections", "many");
     for object in [
         json!({"metadata": {"annotations": {"other/connections": "many"}}}),
+        // Kubernetes' own words are not ours to refuse: the agent says what it makes of them.
+        json!({"metadata": {"annotations": {"kubernetes.io/ingress-bandwidth": "many"}}}),
         json!({"metadata": {}}),
     ] {
         assert!(policy.takes(&object, &Value::Null), "{object}");
@@ -175,7 +179,10 @@ fn what_is_not_ours_or_was_there_before_is_let_in() {
         [json!({"spec": {"template": {}}}), json!({"spec": {"template": {"metadata": {}}}})]
     {
         assert!(template.takes(&object, &Value::Null), "{object}");
+        let cronjob = json!({"spec": {"jobTemplate": object}});
+        assert!(Policy::of(&PLACES[2]).takes(&cronjob, &Value::Null), "{cronjob}");
     }
+    assert!(Policy::of(&PLACES[2]).takes(&json!({"spec": {}}), &Value::Null));
 }
 
 #[test]
