@@ -7,18 +7,20 @@
 )]
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::TcpStream,
+    os::unix::fs::MetadataExt as _,
     time::{Duration, Instant},
 };
 
 use weir_tests::{
     agent::{PATIENCE, eventually, lab_or_skip},
-    envoy::program_or_skip,
+    envoy::{Envoy, program_or_skip},
     http::Web,
     rls::{
-        Answerer, HTTP, HTTP_LOCAL, Site, TCP, UPSTREAM, asked_meanwhile, codes, get,
-        with_seconds_left,
+        Answerer, HTTP, HTTP_LOCAL, Site, TCP, UPSTREAM, asked_meanwhile, codes, configuration,
+        get, with_seconds_left,
     },
 };
 
@@ -388,6 +390,50 @@ fn b2_connections_are_limited_by_the_file() {
         agent.metric(&name, &["key1=\"authenticated_false\""])
     };
     assert_eq!((hits("total_hits"), hits("over_limit")), (15.0, 5.0));
+}
+
+/// Over the unix socket Envoy is known by its user, and a domain may be kept for one.
+#[test]
+fn envoy_asks_over_the_unix_socket_and_is_known_by_its_user() {
+    let (lab, program) = lab!();
+    let site = Site::new(&lab);
+    let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
+    let socket = lab.directory().join("rls.sock");
+    let agent = Answerer::start_with(
+        &lab,
+        site.node.namespace(),
+        "agent",
+        &format!("  socket: {}\n", socket.display()),
+    );
+    let agents = [site.node.ipv4().into(), site.elsewhere.ipv4().into()];
+    let text = configuration(HTTP, site.web.ipv4().into(), agents);
+    let tcp = format!("socket_address: {{ address: {}, port_value: 8081 }}", site.node.ipv4());
+    assert!(text.contains(&tcp), "{text}");
+    let text = text.replace(&tcp, &format!("pipe: {{ path: {} }}", socket.display()));
+    let envoy = Envoy::launch(&program, &lab, site.proxies[0].namespace(), &text);
+    let healthy = || envoy.number("cluster.rate_limit_cluster.membership_healthy");
+    eventually("Envoy knows its agent", healthy, |healthy| *healthy > 0);
+    with_seconds_left(25);
+    assert_eq!(site.codes(0, "/productpage", 2), then(1, 1));
+    assert_eq!((web.requests(), envoy.count("ratelimit.error")), (1, 0));
+
+    let keep = |uid: u32| {
+        let loaded = || agent.metric("ratelimit_service_config_load_success", &[]);
+        let before = loaded();
+        let text = format!(
+            "format: weir-overlay\ndomain: productpage-ratelimit\ncallers: [{{ uid: {uid} }}]\n"
+        );
+        agent.write("overlay.yaml", &text);
+        eventually("the overlay is read", loaded, |loaded| *loaded > before);
+    };
+    // Denied, it is an error to the filter, and `failure_mode_deny` refuses.
+    let mine = fs::metadata("/proc/self").unwrap().uid();
+    keep(mine + 1);
+    assert_eq!(site.codes(0, "/a", 1), [500]);
+    let caller = format!("caller=\"uid {mine}\"");
+    assert_eq!(agent.metric("weir_rls_denied_total", &[&caller]), 1.0);
+    keep(mine);
+    assert_eq!(site.codes(0, "/a", 1), [200]);
 }
 
 /// A ConfigMap's change is seen, keeps counts, and a broken one changes nothing.
