@@ -70,7 +70,7 @@ struct Case {
     evenly: bool,
 }
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 10] = [
     Case { name: "empty handler", empty: true, domain: "hot", descriptors: 1, evenly: false },
     Case { name: "one hot key", empty: false, domain: "hot", descriptors: 1, evenly: false },
     Case { name: "all over limit", empty: false, domain: "over", descriptors: 1, evenly: false },
@@ -91,6 +91,13 @@ const CASES: [Case; 9] = [
     Case { name: "10 000 rules", empty: false, domain: "rules", descriptors: 1, evenly: false },
     Case { name: "2 descriptors", empty: false, domain: "hot", descriptors: 2, evenly: false },
     Case { name: "10 descriptors", empty: false, domain: "hot", descriptors: 10, evenly: false },
+    Case {
+        name: "empty handler, 2 descriptors",
+        empty: true,
+        domain: "hot",
+        descriptors: 2,
+        evenly: false,
+    },
     Case {
         name: "empty handler, 10 descriptors",
         empty: true,
