@@ -36,7 +36,7 @@ use crate::quota::shared::Cell;
 
 /// So long a decision waits for the store, and a store that takes longer is late. What is left of five
 /// milliseconds is for everything else: timers alone may be one late, as they count in milliseconds.
-pub(super) const PATIENCE: Duration = Duration::from_millis(4);
+pub(super) const PATIENCE: Duration = Duration::from_micros(3500);
 /// A quota that nobody uses for so long is let go.
 const IDLE_NS: u64 = 60_000_000_000;
 const SWEEP: Duration = Duration::from_secs(10);
