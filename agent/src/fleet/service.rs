@@ -1,5 +1,5 @@
 //! What decides quotas of scope `fleet`: from words where it can, by asking the driver where it must,
-//! and in either case within five milliseconds.
+//! and then for no longer than a decision may wait.
 
 use std::{
     collections::HashMap,

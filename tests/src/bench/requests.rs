@@ -70,41 +70,24 @@ struct Case {
     evenly: bool,
 }
 
+impl Case {
+    /// Asked of Weir, as clients ask.
+    const fn new(name: &'static str, domain: &'static str, descriptors: usize) -> Self {
+        Self { name, empty: false, domain, descriptors, evenly: false }
+    }
+}
+
 const CASES: [Case; 10] = [
-    Case { name: "empty handler", empty: true, domain: "hot", descriptors: 1, evenly: false },
-    Case { name: "one hot key", empty: false, domain: "hot", descriptors: 1, evenly: false },
-    Case { name: "all over limit", empty: false, domain: "over", descriptors: 1, evenly: false },
-    Case {
-        name: "a million keys, zipf",
-        empty: false,
-        domain: "keys",
-        descriptors: 1,
-        evenly: false,
-    },
-    Case {
-        name: "a million keys, evenly",
-        empty: false,
-        domain: "keys",
-        descriptors: 1,
-        evenly: true,
-    },
-    Case { name: "10 000 rules", empty: false, domain: "rules", descriptors: 1, evenly: false },
-    Case { name: "2 descriptors", empty: false, domain: "hot", descriptors: 2, evenly: false },
-    Case { name: "10 descriptors", empty: false, domain: "hot", descriptors: 10, evenly: false },
-    Case {
-        name: "empty handler, 2 descriptors",
-        empty: true,
-        domain: "hot",
-        descriptors: 2,
-        evenly: false,
-    },
-    Case {
-        name: "empty handler, 10 descriptors",
-        empty: true,
-        domain: "hot",
-        descriptors: 10,
-        evenly: false,
-    },
+    Case { empty: true, ..Case::new("empty handler", "hot", 1) },
+    Case::new("one hot key", "hot", 1),
+    Case::new("all over limit", "over", 1),
+    Case::new("a million keys, zipf", "keys", 1),
+    Case { evenly: true, ..Case::new("a million keys, evenly", "keys", 1) },
+    Case::new("10 000 rules", "rules", 1),
+    Case::new("2 descriptors", "hot", 2),
+    Case::new("10 descriptors", "hot", 10),
+    Case { empty: true, ..Case::new("empty handler, 2 descriptors", "hot", 2) },
+    Case { empty: true, ..Case::new("empty handler, 10 descriptors", "hot", 10) },
 ];
 
 impl Case {
