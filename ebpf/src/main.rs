@@ -15,7 +15,10 @@ use aya_ebpf::{
 };
 use weir_common::layout::Direction;
 
-use crate::hook::{Call, Tc, TcHook, Uplink};
+use crate::{
+    hook::{Call, Tc, TcHook, Uplink},
+    peek::Answers,
+};
 
 mod breaker;
 mod bytes;
@@ -79,7 +82,13 @@ pub fn weir_inject(ctx: TcContext) -> i32 {
 /// An uplink: refuses early what TC would certainly refuse, and spends nothing.
 #[xdp]
 pub fn weir_uplink(ctx: XdpContext) -> u32 {
-    peek::run(&Uplink::new(ctx))
+    peek::run(&Uplink::new(ctx), Answers::Here)
+}
+
+/// The host's end of a veth whose pod floods others of the node: the same, but TC answers.
+#[xdp]
+pub fn weir_shield(ctx: XdpContext) -> u32 {
+    peek::run(&Uplink::new(ctx), Answers::AtTc)
 }
 
 /// `connect()` of any IPv4 socket of the node: refuses at once what TC would certainly refuse.

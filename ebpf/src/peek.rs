@@ -1,4 +1,5 @@
-//! The decision at an uplink: what TC would certainly refuse is refused before the stack sees it.
+//! The decision at an uplink, and at the host's end of a pod that floods: what TC would certainly refuse
+//! is refused before the stack sees it.
 //!
 //! XDP looks and never takes: the same SYN passes TC afterwards, and one SYN spends once. What it
 //! cannot decide alone (no workload with that address, an unusual packet) passes on to TC.
@@ -17,18 +18,28 @@ use crate::{
     pending, reply, rule, track, workload,
 };
 
+/// Who answers a SYN that is to be refused by RST.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Answers {
+    /// The program itself, on the way that the SYN came.
+    Here,
+    /// TC. A veth loses what XDP sends back unless its other end polls (`veth_xdp_xmit`,
+    /// <https://elixir.bootlin.com/linux/v6.12/source/drivers/net/veth.c#L480>), and a pod's end does not.
+    AtTc,
+}
+
 /// Judges one frame and returns XDP's code.
 #[inline(always)]
-pub fn run(uplink: &Uplink) -> u32 {
+pub fn run(uplink: &Uplink, answers: Answers) -> u32 {
     let mut syn = Segment::empty();
     match uplink.parse(&mut syn) {
-        Parsed::Syn => on_syn(uplink, &syn).unwrap_or(XDP_PASS),
+        Parsed::Syn => on_syn(uplink, answers, &syn).unwrap_or(XDP_PASS),
         _ => XDP_PASS,
     }
 }
 
 #[inline(always)]
-fn on_syn(uplink: &Uplink, syn: &Segment) -> Option<u32> {
+fn on_syn(uplink: &Uplink, answers: Answers, syn: &Segment) -> Option<u32> {
     let slot = maps::slot_of_address(&syn.destination)?;
     let workload = maps::workload(slot)?;
     let rules = workload::rules(slot, workload, Direction::Ingress, syn.port())?;
@@ -54,8 +65,12 @@ fn on_syn(uplink: &Uplink, syn: &Segment) -> Option<u32> {
     if !drop && !reply::fits_uplink(syn) {
         return None;
     }
+    let answers_at_tc = !drop && answers == Answers::AtTc;
+    if answers_at_tc && rule::may_reset(workload, now_ns) {
+        return None;
+    }
     let reason = ruling.reason(rule, Direction::Ingress);
-    let verdict = decide::refusal(workload, syn, drop, now_ns);
+    let verdict = decide::refusal(workload, syn, drop || answers_at_tc, now_ns);
     emit::refusal(slot, Hook::Xdp, verdict, reason, rule, syn, now_ns);
     if verdict == Verdict::Reset {
         return Some(reply::reset_uplink(uplink, syn).unwrap_or_else(|| {

@@ -68,6 +68,8 @@ pub enum Which {
     OwnOut,
     /// An uplink's XDP.
     Uplink,
+    /// The XDP of the host's end of a pod that floods.
+    Shield,
     /// The limits of bytes, on any interface: towards the workload.
     BytesIn,
     /// The limits of bytes, from it.
@@ -89,6 +91,7 @@ impl Which {
             Self::OwnIn => "weir_own_in",
             Self::OwnOut => "weir_own_out",
             Self::Uplink => "weir_uplink",
+            Self::Shield => "weir_shield",
             Self::BytesIn => "weir_bytes_in",
             Self::BytesOut => "weir_bytes_out",
         }
@@ -99,7 +102,7 @@ impl Which {
         match self {
             Self::HostIn | Self::OwnIn | Self::BytesIn => Hook::TcIngress,
             Self::HostOut | Self::OwnOut | Self::BytesOut => Hook::TcEgress,
-            Self::Uplink => Hook::Xdp,
+            Self::Uplink | Self::Shield => Hook::Xdp,
         }
     }
 
@@ -115,9 +118,9 @@ impl Which {
     pub fn verdict(self, code: i32) -> Verdict {
         match (self, code) {
             // XDP_PASS, XDP_DROP, XDP_TX.
-            (Self::Uplink, 2) => Verdict::Pass,
-            (Self::Uplink, 1) => Verdict::Drop,
-            (Self::Uplink, 3) => Verdict::Reset,
+            (Self::Uplink | Self::Shield, 2) => Verdict::Pass,
+            (Self::Uplink | Self::Shield, 1) => Verdict::Drop,
+            (Self::Uplink | Self::Shield, 3) => Verdict::Reset,
             // TCX_NEXT (also TC_ACT_UNSPEC), TC_ACT_SHOT, TC_ACT_REDIRECT.
             (_, -1) => Verdict::Pass,
             (_, 2) => Verdict::Drop,

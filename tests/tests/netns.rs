@@ -80,6 +80,8 @@ mod reloads;
 mod rights;
 #[path = "netns/shadow.rs"]
 mod shadow;
+#[path = "netns/shields.rs"]
+mod shields;
 #[path = "netns/trial.rs"]
 mod trial;
 #[path = "netns/uninstall.rs"]

@@ -30,8 +30,8 @@ use crate::{
     app::view::{
         AuditStatus, BreakerStatus, Bucket, ConnectStatus, ExplainedLine, Explanation, Histogram,
         History, HistoryEntry, KubernetesStatus, LimitStatus, Pause, Recent, RecentSecond,
-        RecentWorkload, Refusal, Reloads, Seen, SourcesStatus, Stated, Status, SuggestedLine,
-        Suggestion, UplinkStatus, WorkloadStatus,
+        RecentWorkload, Refusal, Reloads, Seen, ShieldStatus, SourcesStatus, Stated, Status,
+        SuggestedLine, Suggestion, UplinkStatus, WorkloadStatus,
     },
     telemetry::{self, LevelHandle, Levels},
 };
@@ -409,6 +409,14 @@ pub(crate) fn status() -> Status {
                 detail: detail.map(str::to_owned),
             })
             .into(),
+        shields: vec![ShieldStatus {
+            interface: "veth-web".to_owned(),
+            workload: "web".to_owned(),
+            attached: Some("xdp".to_owned()),
+            detail: None,
+            refused_per_second: 48_000.0,
+        }],
+        shields_raised: 3,
         kubernetes: Some(KubernetesStatus {
             node: "node-1".to_owned(),
             pods: 2,

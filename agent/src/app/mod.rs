@@ -11,6 +11,7 @@ mod observe;
 mod peaks;
 mod proposal;
 mod requests;
+mod shield;
 mod standby;
 mod timing;
 pub mod trial;

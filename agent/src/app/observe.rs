@@ -36,7 +36,26 @@ pub(super) enum Scope {
 pub(super) struct Observer {
     scopes: BTreeMap<(Identity, Scope), (Counter, Series)>,
     limits: BTreeMap<Identity, (Counter, f64)>,
+    syns: BTreeMap<Identity, SynCounters>,
     last_ns: Option<u64>,
+}
+
+/// SYNs of one workload, per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Syns {
+    /// It sent, as far as TC saw.
+    pub(super) sent: f64,
+    /// Were sent to it and refused.
+    pub(super) refused: f64,
+    /// Those among them that XDP refused.
+    pub(super) early: f64,
+}
+
+#[derive(Debug, Default)]
+struct SynCounters {
+    at_tc: Counter,
+    at_xdp: Counter,
+    now: Syns,
 }
 
 impl Observer {
@@ -73,6 +92,7 @@ impl Observer {
                 scopes.insert(key);
             }
             let tallies = tallies(datapath, workload);
+            self.syns.entry(workload).or_default().look(&tallies, elapsed_ns);
             for scope in [Scope::All, Scope::Inbound, Scope::Unlimited] {
                 let (counter, series) = self.scopes.entry((workload, scope)).or_default();
                 series.add(counter.look(sum(&tallies, scope)), now_ns);
@@ -80,12 +100,18 @@ impl Observer {
             }
         }
         self.limits.retain(|limit, _| limits.contains(limit));
+        self.syns.retain(|workload, _| scopes.contains(&(*workload, Scope::All)));
         self.scopes.retain(|key, _| scopes.contains(key));
     }
 
     /// How fast a limit was asked over the last second.
     pub(super) fn per_second(&self, limit: Identity) -> f64 {
         self.limits.get(&limit).map_or(0.0, |(_, per_second)| *per_second)
+    }
+
+    /// How many SYNs each workload sent and was spared over the last second.
+    pub(super) fn syns(&self) -> impl Iterator<Item = (Identity, Syns)> {
+        self.syns.iter().map(|(workload, counters)| (*workload, counters.now))
     }
 
     /// What was seen of a workload lately.
@@ -96,6 +122,19 @@ impl Observer {
     /// All connections of a workload so far, as the kernel has counted them now.
     pub(super) fn total(&self, datapath: &Datapath, workload: Identity) -> Flow {
         sum(&tallies(datapath, workload), Scope::All)
+    }
+}
+
+impl SynCounters {
+    fn look(&mut self, tallies: &[(Hook, TallyView)], elapsed_ns: u64) {
+        let [at_tc, at_xdp] = syns(tallies);
+        let (at_tc, at_xdp) = (self.at_tc.look(at_tc), self.at_xdp.look(at_xdp));
+        let rate = |count: u64| match elapsed_ns {
+            0 => 0.0,
+            elapsed_ns => count as f64 * 1e9 / elapsed_ns as f64,
+        };
+        let early = rate(at_xdp.refused);
+        self.now = Syns { sent: rate(at_tc.passed), refused: rate(at_tc.refused) + early, early };
     }
 }
 
@@ -124,6 +163,32 @@ fn tallies(datapath: &Datapath, workload: Identity) -> Vec<(Hook, TallyView)> {
     let Some(slot) = datapath.slot(workload) else { return Vec::new() };
     let tally = |hook| (hook, datapath.maps().tally(slot, hook).unwrap_or_default());
     Hook::ALL.map(tally).into()
+}
+
+/// SYNs so far, at TC and at XDP: as passed those that the workload sent, whatever became of them, and
+/// as refused those on their way to it that were.
+fn syns(tallies: &[(Hook, TallyView)]) -> [Flow; 2] {
+    use Reason::{Fragment, HeaderChain, Malformed, TinyFragment};
+    let mut flows = [Flow::default(); 2];
+    let [at_tc, at_xdp] = &mut flows;
+    for (hook, tally) in tallies {
+        for &(verdict, reason, count) in tally {
+            let is_syn = !matches!(reason, Fragment | HeaderChain | Malformed | TinyFragment);
+            if !is_syn || reason.is_of_volume() || verdict == Verdict::Note {
+                continue;
+            }
+            let is_refused = matches!(verdict, Verdict::Drop | Verdict::Reset);
+            match hook {
+                Hook::TcEgress => at_tc.passed = at_tc.passed.saturating_add(count),
+                Hook::TcIngress if is_refused => {
+                    at_tc.refused = at_tc.refused.saturating_add(count);
+                }
+                Hook::Xdp if is_refused => at_xdp.refused = at_xdp.refused.saturating_add(count),
+                _ => {}
+            }
+        }
+    }
+    flows
 }
 
 /// The new connections of a scope. What was not a SYN, and what is no packet's fate, is none.
@@ -192,6 +257,7 @@ mod tests {
             (Hook::Xdp, vec![(Verdict::Drop, ConnectionRate, 512)]),
         ];
         let flow = |passed, refused| Flow { passed, refused };
+        assert_eq!(syns(&tallies), [flow(128 + 256, 32 + 64), flow(0, 512)]);
         assert_eq!(sum(&tallies, Scope::All), flow(1 + 2 + 4 + 8 + 16 + 128, 32 + 64 + 256 + 512));
         assert_eq!(sum(&tallies, Scope::Inbound), flow(1 + 2 + 16, 32 + 64 + 512));
         assert_eq!(sum(&tallies, Scope::Unlimited), flow(2, 0));

@@ -33,6 +33,10 @@ pub struct Status {
     pub workloads: Vec<WorkloadStatus>,
     /// The uplinks.
     pub uplinks: Vec<UplinkStatus>,
+    /// The hosts' ends of workloads that flood others.
+    pub shields: Vec<ShieldStatus>,
+    /// How often a shield went up.
+    pub shields_raised: u64,
     /// How it stands with Kubernetes; absent without it.
     pub kubernetes: Option<KubernetesStatus>,
     /// Sources that have a bucket of their own now.
@@ -218,6 +222,22 @@ pub struct UplinkStatus {
     pub attached: Option<String>,
     /// Why not.
     pub detail: Option<String>,
+}
+
+/// The host's end of a workload's veth where XDP is to refuse early.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShieldStatus {
+    /// The interface.
+    pub interface: String,
+    /// The workload behind it.
+    pub workload: String,
+    /// `xdp`; absent when nothing is attached.
+    pub attached: Option<String>,
+    /// Why not.
+    pub detail: Option<String>,
+    /// SYNs per second that may be the workload's and are refused.
+    pub refused_per_second: f64,
 }
 
 /// Where a breaker is.

@@ -75,6 +75,7 @@ fn render(status: &view::Status, look: &Look) -> String {
     for part in [
         workloads(&status.workloads).render(look),
         uplinks(status).render(look),
+        shields(status).render(look),
         limits(&status.workloads).render(look),
     ] {
         if !part.is_empty() {
@@ -176,6 +177,32 @@ fn uplinks(status: &view::Status) -> Table {
         };
         let detail = uplink.detail.as_deref().unwrap_or_default();
         table.row([uplink.interface.as_str().into(), attached, detail.into()]);
+    }
+    table.without_idle("DETAIL", "")
+}
+
+fn shields(status: &view::Status) -> Table {
+    let mut table = Table::new(&[
+        ("SHIELD", Side::Left),
+        ("WORKLOAD", Side::Left),
+        ("ATTACHED", Side::Left),
+        ("REFUSED", Side::Right),
+        ("DETAIL", Side::Left),
+    ]);
+    for shield in &status.shields {
+        let attached = match &shield.attached {
+            Some(kind) => Cell::new(kind, Mood::Good),
+            None => Cell::new("-", Mood::Bad),
+        };
+        let refused = format!("{:.0}/s", shield.refused_per_second);
+        let detail = shield.detail.as_deref().unwrap_or_default();
+        table.row([
+            shield.interface.as_str().into(),
+            shield.workload.as_str().into(),
+            attached,
+            refused.into(),
+            detail.into(),
+        ]);
     }
     table.without_idle("DETAIL", "")
 }

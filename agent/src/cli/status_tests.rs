@@ -24,6 +24,9 @@ UPLINK  ATTACHED  DETAIL
 eth0    xdp
 eth1    -         cannot run XDP in its driver
 
+SHIELD    WORKLOAD  ATTACHED  REFUSED
+veth-web  web       xdp       48000/s
+
 WORKLOAD  LIMIT                   VALUE        TOKENS   NOW  OFFERED  ADMITTED  REFUSED  SHADOWED
 web       connections.80          100/s             7     -    812/s      1000       50         0
                                   burst=200

@@ -19,7 +19,8 @@ pub use self::{
     evaluate::{Evaluated, evaluate, evaluate_all},
     load::{LoadError, load},
     node_file::{
-        Attach, Location, Namespace, Netns, NodeFile, Pace, PodLocation, Uplink, Workload, XdpMode,
+        Attach, Location, Namespace, Netns, NodeFile, Pace, PodLocation, Shield, ShieldMode,
+        Uplink, Workload, XdpMode,
     },
     read::{Reading, read},
     report::{Report, check},

@@ -5,8 +5,10 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -25,6 +27,8 @@ pub struct NodeFile {
     pub administrator: Administrator,
     /// Interfaces to the outside.
     pub uplinks: Vec<Uplink>,
+    /// When XDP refuses early at the host's ends of pods.
+    pub shield: Shield,
     /// What byte limits do with what is too much, for every workload that does not say otherwise.
     pub pace: Pace,
     /// The workloads, no two with one name or one interface.
@@ -67,6 +71,43 @@ pub enum XdpMode {
 impl XdpMode {
     pub(super) const WORDS: &[(&str, Self)] =
         &[("native", Self::Native), ("generic", Self::Generic), ("off", Self::Off)];
+}
+
+/// When the host's end of a workload's veth refuses early, by XDP, what the workload sends to others of
+/// the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Shield {
+    /// At all.
+    pub xdp: ShieldMode,
+    /// From so many refused SYNs per second on.
+    pub above: NonZeroU32,
+    /// Until there were clearly fewer for so long.
+    pub calm: Duration,
+}
+
+impl Default for Shield {
+    fn default() -> Self {
+        const ABOVE: NonZeroU32 = NonZeroU32::new(20_000).unwrap();
+        Self { xdp: ShieldMode::default(), above: ABOVE, calm: Duration::from_secs(30) }
+    }
+}
+
+/// When XDP runs at the host's ends of workloads' veths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShieldMode {
+    /// While the workload floods.
+    #[default]
+    Auto,
+    /// At all times, at the price of segmentation offload.
+    Always,
+    /// Never.
+    Off,
+}
+
+impl ShieldMode {
+    pub(super) const WORDS: &[(&str, Self)] =
+        &[("auto", Self::Auto), ("always", Self::Always), ("off", Self::Off)];
 }
 
 /// What byte limits do with what is too much.

@@ -13,7 +13,9 @@ use std::{
 
 use super::{
     fields::{Field, Fields, Notes},
-    node_file::{Attach, Location, Netns, NodeFile, Pace, Uplink, Workload, XdpMode},
+    node_file::{
+        Attach, Location, Netns, NodeFile, Pace, Shield, ShieldMode, Uplink, Workload, XdpMode,
+    },
     yaml::{self, At, Node, Scalar, Value},
 };
 use crate::policy::{
@@ -47,8 +49,18 @@ pub fn read(text: &str, file: &str, previous: Option<&NodeFile>) -> Result<Readi
         );
         notes.problems.push(problem.effect("the first one counts"));
     }
-    const KEYS: &[&str] =
-        &["mode", "admin", "exempt", "pace", "services", "uplinks", "policies", "workloads", "rls"];
+    const KEYS: &[&str] = &[
+        "mode",
+        "admin",
+        "exempt",
+        "pace",
+        "services",
+        "uplinks",
+        "shield",
+        "policies",
+        "workloads",
+        "rls",
+    ];
     let Some(fields) = notes.fields("node file", &tree.root, KEYS, &["quotas"]) else {
         // A lone text or list is YAML, but says nothing.
         let problem = notes.problems.pop().unwrap_or_else(|| {
@@ -70,6 +82,8 @@ pub fn read(text: &str, file: &str, previous: Option<&NodeFile>) -> Result<Readi
     let pace = notes.settle(pace, previous.map(|file| &file.pace), Pace::default);
     let uplinks = fields.read_part(&mut notes, "uplinks", read_uplinks);
     let uplinks = notes.settle(uplinks, previous.map(|file| &file.uplinks), Vec::new);
+    let shield = fields.read(&mut notes, "shield", read_shield);
+    let shield = notes.settle(shield, previous.map(|file| &file.shield), Shield::default);
     let policies = fields.read_part(&mut notes, "policies", read_policies);
     let policies = notes.settle(policies, before.map(|before| &before.policies), Vec::new);
     let workloads =
@@ -80,7 +94,7 @@ pub fn read(text: &str, file: &str, previous: Option<&NodeFile>) -> Result<Readi
     let rls = notes.settle(rls.map(Some), previous.map(|file| &file.rls), || None);
 
     let administrator = Administrator { mode, exempt, services, policies };
-    let file = NodeFile { listen, administrator, uplinks, pace, workloads, rls };
+    let file = NodeFile { listen, administrator, uplinks, shield, pace, workloads, rls };
     Ok(Reading { file, problems: notes.problems })
 }
 
@@ -243,6 +257,27 @@ fn read_uplinks(notes: &mut Notes<'_>, node: &Node) -> List<Uplink> {
         }
         seen.insert(uplink.interface.clone(), uplink.place.clone());
         Some(uplink)
+    })
+}
+
+fn read_shield(notes: &mut Notes<'_>, node: &Node) -> Option<Shield> {
+    let fields = notes.fields("shield", node, &["xdp", "above", "calm"], &[])?;
+    let xdp = fields.read(notes, "xdp", |notes, node| word(notes, "xdp", node, ShieldMode::WORDS));
+    let above = fields.read(notes, "above", |notes, node| {
+        const EXPECTED: &str = "SYNs per second, a number from 1 to 4294967295";
+        let text = &notes.text("above", node, EXPECTED)?.text;
+        let number = text.parse().ok();
+        if number.is_none() {
+            notes.error(node.at, format!("`above`: `{text}` is no such number"), EXPECTED);
+        }
+        number
+    });
+    let calm = fields.read(notes, "calm", |notes, node| super::rls::duration(notes, "calm", node));
+    let default = Shield::default();
+    Some(Shield {
+        xdp: xdp.good(|| default.xdp)?,
+        above: above.good(|| default.above)?,
+        calm: calm.good(|| default.calm)?,
     })
 }
 

@@ -1,5 +1,7 @@
 //! Node files read: whole, wrong, and after a better one.
 
+use std::{num::NonZeroU32, time::Duration};
+
 use proptest::prelude::*;
 
 use super::*;
@@ -12,6 +14,7 @@ pace: fq
 uplinks:
   - interface: eth0
   - {interface: eth1, xdp: off}
+shield: {xdp: always, above: 500}
 policies:
   - match: { name: "web-*", labels: {tier: front} }
     default: { connections: 1000/s }
@@ -72,6 +75,8 @@ fn a_whole_file_is_read_as_written() {
     let uplinks: Vec<_> =
         file.uplinks.iter().map(|uplink| (uplink.interface.as_str(), uplink.xdp)).collect();
     assert_eq!(uplinks, [("eth0", XdpMode::Native), ("eth1", XdpMode::Off)]);
+    let (above, calm) = (NonZeroU32::new(500).unwrap(), Duration::from_secs(30));
+    assert_eq!(file.shield, Shield { xdp: ShieldMode::Always, above, calm });
     let [front, all] = file.administrator.policies.as_slice() else { panic!("two policies") };
     assert_eq!(front.matches.labels["tier"], "front");
     assert_eq!(front.allow.as_ref().unwrap().keys.len(), 2);
@@ -80,14 +85,14 @@ fn a_whole_file_is_read_as_written() {
 
     let mysql = file.workload("mysql").unwrap();
     assert_eq!(mysql.location, Location::Host { interface: "eth0".to_owned() });
-    assert_eq!(mysql.place.to_string(), "node.yaml:16:5");
+    assert_eq!(mysql.place.to_string(), "node.yaml:17:5");
     assert_eq!(mysql.addresses.len(), 2);
     let probes = mysql.probes.as_ref().unwrap();
     assert_eq!(probes.ports.iter().map(|port| port.number()).collect::<Vec<_>>(), [8080, 3306]);
     assert_eq!(probes.bucket.to_string(), "50/s");
     assert_eq!(mysql.resets.to_string(), "200/s burst=400");
     assert_eq!(mysql.policy[0].text, "1 per 60s");
-    assert_eq!(mysql.policy[0].place.to_string(), "node.yaml:26:7");
+    assert_eq!(mysql.policy[0].place.to_string(), "node.yaml:27:7");
 
     let location = |name: &str| file.workload(name).unwrap().location.clone();
     let Location::Namespace { netns, interface, attach } = location("web-1") else { panic!() };
@@ -152,6 +157,16 @@ fn each_problem_says_where_what_and_what_was_expected() {
             "uplinks: [{interface: eth0, xdp: genric}]",
             "node.yaml:1:34: error: `xdp`: `genric` is not accepted here; expected `native` or \
              `generic` or `off`; did you mean `generic`?",
+        ),
+        (
+            "shield: {xdp: native}",
+            "node.yaml:1:15: error: `xdp`: `native` is not accepted here; expected `auto` or `always` \
+             or `off`",
+        ),
+        (
+            "shield: {above: 0}",
+            "node.yaml:1:17: error: `above`: `0` is no such number; expected SYNs per second, a number \
+             from 1 to 4294967295",
         ),
         (
             "uplinks: [{xdp: off}]",
@@ -303,7 +318,7 @@ fn every_problem_of_a_file_is_told_at_once() {
 #[test]
 fn what_cannot_be_read_keeps_what_it_was() {
     let (file, found) = after(
-        "mode: x\nadmin: {listen: y}\nexempt: [z]\npace: w\nuplinks: [{}]\npolicies: [x]\nworkloads: none\n",
+        "mode: x\nadmin: {listen: y}\nexempt: [z]\npace: w\nuplinks: [{}]\nshield: {calm: q}\npolicies: [x]\nworkloads: none\n",
     );
     assert_eq!(file, whole());
     assert!(

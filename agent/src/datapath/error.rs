@@ -97,7 +97,7 @@ pub enum DatapathError {
     },
     /// The driver has no native XDP.
     #[error(
-        "interface {interface} cannot run XDP in its driver; `xdp: generic` works, at a cost, or `xdp: off`"
+        "interface {interface} cannot run XDP in its driver; for an uplink `xdp: generic` works, at a cost, or `xdp: off`"
     )]
     NoNativeXdp {
         /// The interface.

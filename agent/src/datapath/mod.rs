@@ -135,6 +135,11 @@ impl Datapath {
         results
     }
 
+    /// The interfaces where an agent before this one left a shield up.
+    pub fn inherited_shields(&self) -> BTreeSet<u32> {
+        self.links.inherited_shields()
+    }
+
     /// Says which attachments may be others by now; the next [`Datapath::attach`] looks at them.
     pub fn doubt(&mut self, doubt: Doubt) {
         self.links.doubt(doubt);

@@ -61,9 +61,9 @@ impl Programs {
         self.program(variant, name)
     }
 
-    /// The XDP program, loaded.
-    pub(super) fn uplink(&mut self) -> Result<&mut Xdp, DatapathError> {
-        self.program(PLAIN, "weir_uplink")
+    /// An XDP program, loaded.
+    pub(super) fn early(&mut self, name: &'static str) -> Result<&mut Xdp, DatapathError> {
+        self.program(PLAIN, name)
     }
 
     /// A program for `connect()`, loaded.

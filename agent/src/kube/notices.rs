@@ -50,6 +50,10 @@ pub enum Cause {
     BreakerOpened,
     /// A breaker lets connections pass again.
     BreakerClosed,
+    /// It floods others of its node, and XDP refuses that early.
+    ShieldUp,
+    /// It does not any more.
+    ShieldDown,
 }
 
 impl Cause {
@@ -61,12 +65,14 @@ impl Cause {
             Self::SourcesCollapsed => "WeirSourcesCollapsed",
             Self::BreakerOpened => "WeirBreakerOpened",
             Self::BreakerClosed => "WeirBreakerClosed",
+            Self::ShieldUp => "WeirShieldUp",
+            Self::ShieldDown => "WeirShieldDown",
         }
     }
 
     /// Whether somebody should do something.
     pub const fn is_warning(self) -> bool {
-        !matches!(self, Self::BreakerClosed)
+        !matches!(self, Self::BreakerClosed | Self::ShieldDown)
     }
 }
 

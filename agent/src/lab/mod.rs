@@ -34,7 +34,7 @@ pub use self::{
     links::{End, Prefix, Route, add_address, add_route, delete_link, link_index, veth},
     namespace::Namespace,
     node::{CLIENTS_V4, CLIENTS_V6, Host, Node, PODS_V4, PODS_V6, Role},
-    offload::{Offload, set_offload},
+    offload::{Offload, has_offload, set_mtu, set_offload},
     process::Process,
     scope::{Lab, remains},
     skip::{privileged, skip},

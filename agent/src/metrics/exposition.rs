@@ -57,6 +57,7 @@ impl Collector for Exposition {
         self.kubernetes(&mut page)?;
         self.workloads(&mut page)?;
         self.uplinks(&mut page)?;
+        self.shields(&mut page)?;
         self.limits(&mut page)?;
         self.volumes(&mut page)?;
         self.decisions(&mut page)?;
@@ -202,6 +203,28 @@ impl Exposition {
                 states(&UPLINK_KINDS, uplink.attached.as_deref())
                     .map(|(kind, is)| (Uplink { interface: uplink.interface.clone(), kind }, is))
             }),
+        )
+    }
+
+    fn shields(&self, page: &mut Page<'_>) -> fmt::Result {
+        let up = |is_up| {
+            let shields = self.status.shields.iter();
+            shields.filter(|shield| shield.attached.is_some() == is_up).count() as u64
+        };
+        page.gauge(
+            "weir_shields_up",
+            "Workloads whose SYNs to others of the node XDP refuses early.",
+            up(true),
+        )?;
+        page.gauge(
+            "weir_shields_failed",
+            "Workloads of which XDP should do so and cannot.",
+            up(false),
+        )?;
+        page.counter(
+            "weir_shields_raised",
+            "How often a workload flooded others so that XDP was attached.",
+            self.status.shields_raised,
         )
     }
 

@@ -355,6 +355,15 @@ pub fn take_reset(workload: &Workload, now_ns: u64) -> bool {
     weir_take(reset_cell, reset_cost, reset_burst, 0, now_ns) == TOOK
 }
 
+/// Whether a workload's budget for resets has one left.
+#[inline(always)]
+pub fn may_reset(workload: &Workload, now_ns: u64) -> bool {
+    let Workload { reset_cell, reset_cost, reset_burst, .. } = *workload;
+    let params = Params { cost: reset_cost, burst: reset_burst, step: 0 };
+    maps::cell(reset_cell)
+        .is_none_or(|cell| !gcra::would_deny(cell.load(), gcra::q8(now_ns), &params))
+}
+
 /// Takes from a bucket that others change at the same time.
 #[unsafe(no_mangle)]
 #[inline(never)]

@@ -43,6 +43,8 @@ impl Engine {
             problems: self.problems(),
             workloads: self.workloads.iter().map(|known| self.workload_status(known)).collect(),
             uplinks: self.uplinks.clone(),
+            shields: self.shields.status(),
+            shields_raised: self.shields.raised(),
             kubernetes: self.pods.status(),
             live_sources: sources as u64,
             live_handshakes: handshakes as u64,

@@ -69,6 +69,8 @@ impl Engine {
         }
         let shaped = shapers(&wanted, &asking, &host);
         let uplinks = self.wanted_uplinks(&host, &mut wanted);
+        let shields = self.shields.wanted(self.file.shield.xdp, &wanted);
+        wanted.extend(shields.iter().cloned());
         if self.pods.may_come() {
             let unclaimed = unclaimed(&host, &wanted);
             wanted.extend(unclaimed);
@@ -80,6 +82,7 @@ impl Engine {
         // What nothing judges must not be judged by a call either.
         callers.retain(|caller| self.calls_are_limited(caller.workload));
         self.hook(&callers, unhooked);
+        self.note_shields(&shields, &results);
         self.uplinks = uplinks
             .into_iter()
             .map(|(interface, found)| uplink_status(interface, found, &results))
@@ -317,14 +320,22 @@ fn uplink_status(
     found: Result<Attachment, String>,
     results: &BTreeMap<Attachment, Result<Attached, DatapathError>>,
 ) -> view::UplinkStatus {
-    let attached = found.and_then(|attachment| match results.get(&attachment) {
-        Some(Ok(attached)) => Ok(attached.kind.to_owned()),
-        Some(Err(problem)) => Err(with_causes(problem)),
-        None => Err("not attached".to_owned()),
-    });
-    match attached {
-        Ok(kind) => view::UplinkStatus { interface, attached: Some(kind), detail: None },
-        Err(reason) => view::UplinkStatus { interface, attached: None, detail: Some(reason) },
+    let (attached, detail) = match found {
+        Ok(attachment) => early_status(&attachment, results),
+        Err(reason) => (None, Some(reason)),
+    };
+    view::UplinkStatus { interface, attached, detail }
+}
+
+/// How an early program is attached, or why it is not.
+pub(super) fn early_status(
+    attachment: &Attachment,
+    results: &BTreeMap<Attachment, Result<Attached, DatapathError>>,
+) -> (Option<String>, Option<String>) {
+    match results.get(attachment) {
+        Some(Ok(attached)) => (Some(attached.kind.to_owned()), None),
+        Some(Err(problem)) => (None, Some(with_causes(problem))),
+        None => (None, Some("not attached".to_owned())),
     }
 }
 

@@ -13,6 +13,7 @@ mod pods;
 mod quotas;
 mod refusals;
 mod releases;
+mod shields;
 mod trials;
 
 use std::{
@@ -25,7 +26,10 @@ use std::{
 use tokio::sync::broadcast;
 use tracing::{debug, error, info, warn};
 
-use self::{collapses::Collapses, evidence::Evidence, pods::Pods, quotas::Spent, trials::OnTrial};
+use self::{
+    collapses::Collapses, evidence::Evidence, pods::Pods, quotas::Spent, shields::Shields,
+    trials::OnTrial,
+};
 use super::{
     history::History,
     leases::Leases,
@@ -75,6 +79,7 @@ pub struct Engine {
     problems: Vec<String>,
     workloads: Vec<Known>,
     uplinks: Vec<view::UplinkStatus>,
+    shields: Shields,
     /// Who else limits the bytes of workloads of which Kubernetes' annotations ask the same.
     shaped: Shaped,
     tables: Tables,
@@ -138,6 +143,7 @@ impl Known {
 impl Engine {
     /// Takes over the data plane. Nothing changes in the kernel until the first reload.
     pub fn new(datapath: Datapath, path: PathBuf, memory: PathBuf, clock: Clock) -> Self {
+        let shields = Shields::inherit(datapath.inherited_shields());
         let mut engine = Self {
             datapath,
             clock,
@@ -157,6 +163,7 @@ impl Engine {
             problems: Vec::new(),
             workloads: Vec::new(),
             uplinks: Vec::new(),
+            shields,
             shaped: Shaped::new(),
             tables: Tables::default(),
             applied: Applied::NotYet,
@@ -410,6 +417,7 @@ impl Engine {
         self.share_evidence();
         self.observer.look(&self.datapath, &self.tables, self.clock.monotonic_ns());
         self.look_for_collapses();
+        self.look_for_floods();
         if self.quotas.have_changed() {
             self.reload();
         }

@@ -14,9 +14,9 @@ use aya::programs::{
 use weir_common::{addr::Addr, layout::Direction};
 
 use super::{
-    Attached, Attachment, Doubt, Place, Rank, Side, Target, UplinkMode, leftovers,
+    Attached, Attachment, Doubt, Place, Rank, Side, Target, leftovers,
     tc::{self, AttachError},
-    xdp,
+    xdp::{self, Early},
 };
 use crate::{
     compile::Identity,
@@ -82,6 +82,11 @@ impl Links {
         })
     }
 
+    /// The interfaces of shields that an earlier agent left and nobody claimed yet.
+    pub(in crate::datapath) fn inherited_shields(&self) -> BTreeSet<u32> {
+        self.inherited.iter().filter_map(|pin| xdp::shielded(pin)).collect()
+    }
+
     /// These are looked at with the next [`Links::reconcile`]; others are believed to be as they were.
     pub(in crate::datapath) fn doubt(&mut self, doubt: Doubt) {
         self.doubt.join(doubt);
@@ -134,7 +139,10 @@ impl Links {
                 (slot_of(*workload).ok_or(DatapathError::NoSlot)?, side, netns)
             }
             Target::Unclaimed => (NOBODY, &Side::Host, &None),
-            Target::Uplink(mode) => return self.ensure_uplink(attachment, *mode, programs),
+            Target::Uplink(mode) => {
+                return self.ensure_early(attachment, Early::Uplink(*mode), programs);
+            }
+            Target::Shield => return self.ensure_early(attachment, Early::Shield, programs),
         };
         if let Some((attached, known)) = self.current.get(attachment)
             && *known == slot
@@ -262,21 +270,24 @@ impl Links {
         }
         Ok(Attached { kind, before, pacing: None })
     }
-    fn ensure_uplink(
+
+    fn ensure_early(
         &mut self,
         attachment: &Attachment,
-        mode: UplinkMode,
+        early: Early,
         programs: &mut Programs,
     ) -> Result<Attached, DatapathError> {
-        let pin = xdp::pin(attachment.ifindex, mode);
+        let pin = early.pin(attachment.ifindex);
         self.inherited.remove(&pin);
-        // Changed while no agent ran: one way has to go before the other comes.
-        let other = xdp::pin(attachment.ifindex, mode.other());
-        if self.inherited.remove(&other) {
-            let _ = fs::remove_file(self.directory.join(other));
+        // Changed while no agent ran: one has to go before the other comes.
+        for other in Early::ALL.map(|early| early.pin(attachment.ifindex)) {
+            if self.inherited.remove(&other) {
+                let _ = fs::remove_file(self.directory.join(other));
+            }
         }
-        xdp::attach(programs.uplink()?, &attachment.interface, mode, &self.directory.join(pin))?;
-        let attached = Attached { kind: mode.kind(), before: Vec::new(), pacing: None };
+        let (program, path) = (programs.early(early.program())?, self.directory.join(pin));
+        xdp::attach(program, &attachment.interface, early.mode(), &path)?;
+        let attached = Attached { kind: early.mode().kind(), before: Vec::new(), pacing: None };
         self.current.insert(attachment.clone(), (attached.clone(), NOBODY));
         Ok(attached)
     }

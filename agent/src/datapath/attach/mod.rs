@@ -18,6 +18,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use serde::Serialize;
 use weir_common::layout::Direction;
 
+use self::xdp::Early;
 pub(super) use self::{
     leftovers::uninstall,
     links::{Links, paced},
@@ -89,13 +90,6 @@ impl UplinkMode {
             Self::Generic => "xdp-generic",
         }
     }
-
-    const fn other(self) -> Self {
-        match self {
-            Self::Native => Self::Generic,
-            Self::Generic => Self::Native,
-        }
-    }
 }
 
 impl Side {
@@ -155,6 +149,8 @@ pub enum Target {
     Unclaimed,
     /// The XDP program of an uplink.
     Uplink(UplinkMode),
+    /// The XDP program of the host's end of a veth whose workload floods others.
+    Shield,
 }
 
 /// One interface and what is to run there.
@@ -197,7 +193,7 @@ impl Attachment {
         match &self.target {
             Target::Workload { side, .. } => Some(*side),
             Target::Unclaimed => Some(Side::Host),
-            Target::Uplink(_) => None,
+            Target::Uplink(_) | Target::Shield => None,
         }
     }
 
@@ -249,7 +245,8 @@ impl Attachment {
     /// The names of its pins.
     fn pins(&self) -> Vec<String> {
         match &self.target {
-            Target::Uplink(mode) => vec![xdp::pin(self.ifindex, *mode)],
+            Target::Uplink(mode) => vec![Early::Uplink(*mode).pin(self.ifindex)],
+            Target::Shield => vec![Early::Shield.pin(self.ifindex)],
             Target::Workload { .. } | Target::Unclaimed => {
                 self.places().into_iter().map(|place| place.pin).collect()
             }

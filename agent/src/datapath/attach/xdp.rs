@@ -1,4 +1,4 @@
-//! The XDP program of an uplink.
+//! The XDP programs of uplinks and of shields.
 
 use std::{fs, io, path::Path};
 
@@ -11,12 +11,53 @@ use aya::programs::{
 use super::UplinkMode;
 use crate::datapath::error::{AnyError, DatapathError};
 
-/// The name of its pin.
-pub(super) fn pin(index: u32, mode: UplinkMode) -> String {
-    match mode {
-        UplinkMode::Native => format!("uplink-{index}-native"),
-        UplinkMode::Generic => format!("uplink-{index}-generic"),
+/// What an XDP program is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Early {
+    /// An uplink.
+    Uplink(UplinkMode),
+    /// The host's end of a veth whose workload floods others. In the driver alone: in the stack it would
+    /// run when a packet has cost most of what it costs.
+    Shield,
+}
+
+/// How the names of shields' pins begin.
+const SHIELD: &str = "shield-";
+
+impl Early {
+    /// An interface has one of them at a time.
+    pub(super) const ALL: [Self; 3] =
+        [Self::Uplink(UplinkMode::Native), Self::Uplink(UplinkMode::Generic), Self::Shield];
+
+    /// The program's name in the object.
+    pub(super) const fn program(self) -> &'static str {
+        match self {
+            Self::Uplink(_) => "weir_uplink",
+            Self::Shield => "weir_shield",
+        }
     }
+
+    /// How it runs.
+    pub(super) const fn mode(self) -> UplinkMode {
+        match self {
+            Self::Uplink(mode) => mode,
+            Self::Shield => UplinkMode::Native,
+        }
+    }
+
+    /// The name of its pin.
+    pub(super) fn pin(self, index: u32) -> String {
+        match self {
+            Self::Uplink(UplinkMode::Native) => format!("uplink-{index}-native"),
+            Self::Uplink(UplinkMode::Generic) => format!("uplink-{index}-generic"),
+            Self::Shield => format!("{SHIELD}{index}"),
+        }
+    }
+}
+
+/// The interface of the shield that has this pin.
+pub(super) fn shielded(pin: &str) -> Option<u32> {
+    pin.strip_prefix(SHIELD)?.parse().ok()
 }
 
 /// Makes the program run on an interface, in place of what the pin at this path has there.
@@ -49,7 +90,9 @@ pub(super) fn attach(
             Some(libc::EBUSY | libc::EEXIST) => {
                 DatapathError::ForeignXdp { interface: interface.to_owned() }
             }
-            Some(libc::EOPNOTSUPP | libc::EINVAL) if mode == UplinkMode::Native => {
+            // The last is a veth's, whose other end may send more than fits into a page
+            // (<https://elixir.bootlin.com/linux/v6.12/source/drivers/net/veth.c#L1551>).
+            Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ERANGE) if mode == UplinkMode::Native => {
                 DatapathError::NoNativeXdp {
                     interface: interface.to_owned(),
                     source: Box::new(error),

@@ -1,0 +1,233 @@
+//! XDP at the host's ends of workloads that flood others: see [`crate::app::shield`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tracing::{info, warn};
+
+use super::{Engine, attachments::early_status, pods::object};
+use crate::{
+    app::{
+        observe::Syns,
+        shield::{Seen, Shield, Terms, Turn},
+        view,
+    },
+    compile::Identity,
+    config::ShieldMode,
+    datapath::{Attached, Attachment, DatapathError, Pace, Side, Target},
+    kube::Cause,
+    workload::interfaces,
+};
+
+/// The host's ends of workloads, and their shields.
+#[derive(Debug, Default)]
+pub(super) struct Shields {
+    /// By their ifindex.
+    ends: BTreeMap<u32, End>,
+    /// Where an agent before this one left one up, until the end there is known.
+    inherited: BTreeSet<u32>,
+    /// Those that are to be up, and whether they are.
+    status: Vec<view::ShieldStatus>,
+    /// How often one went up.
+    raised: u64,
+}
+
+/// The host's end of one workload.
+#[derive(Debug)]
+struct End {
+    interface: String,
+    workload: Identity,
+    shield: Shield,
+    /// Packets that had come in at the last look.
+    received: Option<u64>,
+    /// SYNs per second that may be its and are refused.
+    flood: f64,
+}
+
+impl Shields {
+    pub(super) fn inherit(inherited: BTreeSet<u32>) -> Self {
+        Self { inherited, ..Self::default() }
+    }
+
+    pub(super) fn status(&self) -> Vec<view::ShieldStatus> {
+        self.status.clone()
+    }
+
+    pub(super) const fn raised(&self) -> u64 {
+        self.raised
+    }
+
+    /// These are attached to; of whose shields are to be up, the attachments.
+    pub(super) fn wanted(&mut self, mode: ShieldMode, wanted: &[Attachment]) -> Vec<Attachment> {
+        let mut before = std::mem::take(&mut self.ends);
+        let mut shields = Vec::new();
+        for attachment in wanted {
+            let Target::Workload { workload, side: Side::Host, .. } = attachment.target else {
+                continue;
+            };
+            let index = attachment.ifindex;
+            let known = before.remove(&index).filter(|end| end.workload == workload);
+            let inherited = self.inherited.remove(&index);
+            let mut end = known.unwrap_or_else(|| End {
+                interface: attachment.interface.clone(),
+                workload,
+                shield: if inherited { Shield::UP } else { Shield::default() },
+                received: None,
+                flood: 0.0,
+            });
+            let is_up = match mode {
+                ShieldMode::Auto => end.shield.is_up(),
+                ShieldMode::Always => true,
+                ShieldMode::Off => {
+                    end.shield = Shield::default();
+                    false
+                }
+            };
+            // An uplink has its own program.
+            let is_uplink = |other: &Attachment| {
+                other.ifindex == index && matches!(other.target, Target::Uplink(_))
+            };
+            if is_up && !wanted.iter().any(is_uplink) {
+                shields.push(Attachment {
+                    volumes: false,
+                    pace: Pace::default(),
+                    target: Target::Shield,
+                    ..attachment.clone()
+                });
+            }
+            self.ends.insert(index, end);
+        }
+        // Who is gone has no shield to keep.
+        self.inherited.clear();
+        shields
+    }
+
+    fn is_any_up(&self) -> bool {
+        self.ends.values().any(|end| end.shield.is_up())
+    }
+}
+
+impl Engine {
+    /// A second is over: whose shields go up, whose come down.
+    pub(super) fn look_for_floods(&mut self) {
+        let settings = self.file.shield;
+        if settings.xdp != ShieldMode::Auto {
+            return;
+        }
+        let terms = Terms {
+            above: f64::from(settings.above.get()),
+            calm_ns: u64::try_from(settings.calm.as_nanos()).unwrap_or(u64::MAX),
+        };
+        let syns: BTreeMap<Identity, Syns> = self.observer.syns().collect();
+        let refused = syns.values().map(|syns| syns.refused).sum();
+        let early = syns.values().map(|syns| syns.early).sum();
+        let received = if self.shields.is_any_up() { received() } else { BTreeMap::new() };
+        let now_ns = self.clock.monotonic_ns();
+        let mut turns = Vec::new();
+        for (index, end) in &mut self.shields.ends {
+            let so_far = received.get(index).copied();
+            // A look is about a second after the other; nothing is known of the first.
+            let packets = match (end.received, so_far) {
+                (Some(before), Some(now)) => now.saturating_sub(before) as f64,
+                _ => f64::INFINITY,
+            };
+            end.received = so_far;
+            let sent = syns.get(&end.workload).map_or(0.0, |syns| syns.sent);
+            let seen = Seen { sent, packets, refused, early };
+            end.flood = end.shield.flood(seen);
+            if let Some(turn) = end.shield.look(end.flood, terms, now_ns) {
+                turns.push((end.workload, end.interface.clone(), end.flood, turn));
+            }
+        }
+        for status in &mut self.shields.status {
+            let mut ends = self.shields.ends.values();
+            let end = ends.find(|end| end.interface == status.interface);
+            status.refused_per_second = end.map_or(0.0, |end| end.flood);
+        }
+        if turns.is_empty() {
+            return;
+        }
+        self.reconcile();
+        for (workload, interface, flood, turn) in turns {
+            self.tell(workload, &interface, flood, turn);
+        }
+    }
+
+    fn tell(&mut self, workload: Identity, interface: &str, flood: f64, turn: Turn) {
+        let Some(known) = self.workloads.iter().find(|known| known.identity == workload) else {
+            return;
+        };
+        let (cause, note) = match turn {
+            Turn::Up => {
+                self.shields.raised += 1;
+                warn!(
+                    workload = known.name,
+                    interface,
+                    refused_per_second = flood,
+                    "it floods others of this node: its shield goes up"
+                );
+                let note = format!(
+                    "sends {flood:.0} SYNs a second that are refused to others of this node: XDP \
+                     refuses them at {interface}, and segmentation offload is off for the pod, \
+                     until it is calm"
+                );
+                (Cause::ShieldUp, note)
+            }
+            Turn::Down => {
+                info!(
+                    workload = known.name,
+                    interface,
+                    refused_per_second = flood,
+                    "it is calm: its shield comes down"
+                );
+                (Cause::ShieldDown, format!("is calm: XDP is gone from {interface}"))
+            }
+        };
+        if let Some(pod) = object(known) {
+            let now = self.clock.monotonic_ns();
+            self.pods.notices.say(pod, cause, interface, now, || note);
+        }
+    }
+
+    /// Takes in which shields are up by now, and why others are not.
+    pub(super) fn note_shields(
+        &mut self,
+        wanted: &[Attachment],
+        results: &BTreeMap<Attachment, Result<Attached, DatapathError>>,
+    ) {
+        let mut now = Vec::new();
+        for attachment in wanted {
+            let Some(end) = self.shields.ends.get(&attachment.ifindex) else { continue };
+            let known = self.workloads.iter().find(|known| known.identity == end.workload);
+            let (attached, detail) = early_status(attachment, results);
+            now.push(view::ShieldStatus {
+                interface: attachment.interface.clone(),
+                workload: known.map(|known| known.name.clone()).unwrap_or_default(),
+                attached,
+                detail,
+                refused_per_second: end.flood,
+            });
+        }
+        for status in &now {
+            let is_known = |old: &view::ShieldStatus| {
+                old.interface == status.interface && old.detail == status.detail
+            };
+            if let Some(reason) = &status.detail
+                && !self.shields.status.iter().any(is_known)
+            {
+                warn!(
+                    workload = status.workload,
+                    interface = status.interface,
+                    reason,
+                    "its shield cannot go up: TC refuses alone"
+                );
+            }
+        }
+        self.shields.status = now;
+    }
+}
+
+/// Packets that each interface has received so far.
+fn received() -> BTreeMap<u32, u64> {
+    let links = interfaces::list().unwrap_or_default();
+    links.into_iter().map(|link| (link.index, link.received)).collect()
+}

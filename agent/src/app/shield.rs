@@ -1,0 +1,190 @@
+//! When a workload floods others of its node, and when that is over.
+//!
+//! While it does, XDP at the host's end of its veth refuses early what TC would refuse behind the host's
+//! forwarding: its shield is up. XDP takes segmentation offload from the workload, so a shield goes up
+//! where it pays and comes down after a calm. This is told rates and the time, and performs no I/O.
+
+/// A shield goes up when so many looks in a row saw a flood: one busy moment is none.
+const LOOKS: u8 = 2;
+/// It is calm below this part of what raises a shield, so that one flood does not move it again and again.
+const CALM: f64 = 0.5;
+
+/// When to raise a shield and to take it down.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// Refused SYNs per second from which it pays.
+    pub(super) above: f64,
+    /// So long there must have been clearly fewer.
+    pub(super) calm_ns: u64,
+}
+
+/// What was seen over the last second.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    /// SYNs per second of the workload that reached TC.
+    pub(super) sent: f64,
+    /// Packets per second that came from it at all.
+    pub(super) packets: f64,
+    /// SYNs per second that limits of all workloads of the node refused, on their way to them.
+    pub(super) refused: f64,
+    /// Those among them that XDP refused, wherever.
+    pub(super) early: f64,
+}
+
+/// A change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// The shield goes up.
+    Up,
+    /// It comes down.
+    Down,
+}
+
+/// The shield of one interface.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Shield {
+    /// TC refuses alone.
+    Down {
+        /// Looks in a row that saw a flood.
+        looks: u8,
+    },
+    /// XDP refuses early.
+    Up {
+        /// Since when it is calm, if it is.
+        calm_since_ns: Option<u64>,
+    },
+}
+
+impl Default for Shield {
+    fn default() -> Self {
+        Self::Down { looks: 0 }
+    }
+}
+
+impl Shield {
+    /// Up, as an agent before this one left it. Its calm begins anew.
+    pub(super) const UP: Self = Self::Up { calm_since_ns: None };
+
+    /// Whether it is up.
+    pub(super) const fn is_up(self) -> bool {
+        matches!(self, Self::Up { .. })
+    }
+
+    /// SYNs per second that may be the workload's and are refused: never less than they are.
+    ///
+    /// A workload that opens many connections floods nobody while they are admitted, and a flood from
+    /// elsewhere is none of its. What XDP refuses never reaches TC, and is counted for who refuses, not
+    /// for who sent: so while the shield is up, more than came at all is all that can be ruled out.
+    pub(super) fn flood(self, seen: Seen) -> f64 {
+        let sent = match self {
+            Self::Down { .. } => seen.sent,
+            Self::Up { .. } => (seen.sent + seen.early).min(seen.packets),
+        };
+        sent.min(seen.refused)
+    }
+
+    /// Takes in a flood as it is now.
+    pub(super) fn look(&mut self, flood: f64, terms: Terms, now_ns: u64) -> Option<Turn> {
+        match self {
+            Self::Down { looks } => {
+                *looks = if flood >= terms.above { *looks + 1 } else { 0 };
+                if *looks < LOOKS {
+                    return None;
+                }
+                *self = Self::UP;
+                Some(Turn::Up)
+            }
+            Self::Up { calm_since_ns } => {
+                if flood >= terms.above * CALM {
+                    *calm_since_ns = None;
+                    return None;
+                }
+                let since = *calm_since_ns.get_or_insert(now_ns);
+                if now_ns.saturating_sub(since) < terms.calm_ns {
+                    return None;
+                }
+                *self = Self::default();
+                Some(Turn::Down)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const TERMS: Terms = Terms { above: 1000.0, calm_ns: 30 * SECOND };
+
+    /// The turns that these rates make, one a second, with the second of each.
+    fn turns(shield: &mut Shield, rates: &[f64]) -> Vec<(usize, Turn)> {
+        let seconds = rates.iter().enumerate();
+        let turn = |(second, rate): (usize, &f64)| {
+            Some((second, shield.look(*rate, TERMS, second as u64 * SECOND)?))
+        };
+        seconds.filter_map(turn).collect()
+    }
+
+    #[test]
+    fn one_busy_second_raises_nothing() {
+        let mut shield = Shield::default();
+        let rates = [9000.0, 0.0].repeat(50);
+        assert_eq!(turns(&mut shield, &rates), []);
+        assert_eq!(turns(&mut shield, &[999.0; 100]), []);
+        assert_eq!(turns(&mut shield, &[1000.0; 3]), [(1, Turn::Up)]);
+    }
+
+    #[test]
+    fn it_comes_down_after_a_calm_that_nothing_interrupts() {
+        let mut shield = Shield::UP;
+        let mut rates = vec![0.0; 20];
+        rates.push(500.0);
+        rates.extend([499.0; 40]);
+        assert_eq!(turns(&mut shield, &rates), [(51, Turn::Down)]);
+        assert!(!shield.is_up());
+    }
+
+    #[test]
+    fn who_is_not_refused_floods_nobody_and_who_sends_nothing_neither() {
+        let seen = Seen { sent: 5000.0, packets: 9000.0, refused: 10.0, early: 0.0 };
+        assert_eq!(Shield::default().flood(seen), 10.0);
+        let others = Seen { sent: 3.0, packets: 9000.0, refused: 80_000.0, early: 0.0 };
+        assert_eq!(Shield::default().flood(others), 3.0);
+        // An uplink refuses another flood at the same time.
+        let others = Seen { early: 80_000.0, ..others };
+        assert_eq!(Shield::default().flood(others), 3.0);
+        assert_eq!(Shield::UP.flood(others), 9000.0, "all that it sends may be SYNs");
+        assert_eq!(Shield::UP.flood(Seen { packets: 40.0, ..others }), 40.0);
+        // What is refused early does not look like calm.
+        let seen = Seen { sent: 0.0, packets: 50_000.0, refused: 49_000.0, early: 49_000.0 };
+        assert_eq!(Shield::UP.flood(seen), 49_000.0);
+    }
+
+    proptest! {
+        #[test]
+        fn it_moves_seldom_and_never_without_a_reason(
+            rates in proptest::collection::vec(prop_oneof![0.0..400.0f64, 400.0..1200.0, 0.0..9000.0], 1..400),
+        ) {
+            let mut shield = Shield::default();
+            let mut up_since = None;
+            for (second, turn) in turns(&mut shield, &rates) {
+                match turn {
+                    Turn::Up => {
+                        prop_assert_eq!(up_since, None);
+                        prop_assert!(rates[second - 1..=second].iter().all(|rate| *rate >= 1000.0));
+                        up_since = Some(second);
+                    }
+                    Turn::Down => {
+                        let since = up_since.take();
+                        prop_assert!(since.is_some_and(|since| second > since + 30));
+                        prop_assert!(rates[second - 30..=second].iter().all(|rate| *rate < 500.0));
+                    }
+                }
+            }
+            prop_assert_eq!(shield.is_up(), up_since.is_some());
+        }
+    }
+}
