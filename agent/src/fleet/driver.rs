@@ -15,12 +15,13 @@ use std::{
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     time::{Instant, sleep_until, timeout},
 };
 use tracing::{info, warn};
 
 use super::{
+    alarm::Alarm,
     directory::{Directory, Quota},
     leaser::{Command, Leaser, Round},
     node::{Node, QuotaId},
@@ -35,7 +36,7 @@ use super::{
 use crate::quota::shared::Cell;
 
 /// So long a decision waits for the store, and a store that takes longer is late. What is left of five
-/// milliseconds is for everything else: timers alone may be one late, as they count in milliseconds.
+/// milliseconds is for everything else, as being given a CPU.
 pub(super) const PATIENCE: Duration = Duration::from_micros(3500);
 /// A quota that nobody uses for so long is let go.
 const IDLE_NS: u64 = 60_000_000_000;
@@ -79,6 +80,8 @@ pub enum Health {
 #[derive(Debug)]
 pub(super) struct Board {
     health: AtomicU8,
+    /// Tells who waits that the store is not up any more.
+    pub(super) fell: Notify,
     /// Told whether the store does not answer.
     away: Mutex<Option<Arc<dyn Cell>>>,
     pub(super) commands: AtomicU64,
@@ -102,6 +105,7 @@ impl Board {
     pub(super) fn new() -> Self {
         Self {
             health: AtomicU8::new(Health::Down as u8),
+            fell: Notify::new(),
             away: Mutex::default(),
             commands: AtomicU64::new(0),
             batches: AtomicU64::new(0),
@@ -122,6 +126,9 @@ impl Board {
         let away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
         self.health.store(health as u8, Relaxed);
         Self::tell(away.as_deref(), health);
+        if health != Health::Up {
+            self.fell.notify_waiters();
+        }
     }
 
     /// From here on the kernel is told, too.
@@ -213,13 +220,22 @@ impl Driver {
             past: Default::default(),
             driver: self,
         };
+        let mut alarm = match Alarm::new() {
+            Ok(alarm) => Some(alarm),
+            Err(error) => {
+                warn!(%error, "no precise timer: decisions may wait two milliseconds longer");
+                None
+            }
+        };
         let mut sweep = tokio::time::interval(SWEEP);
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
             running.connect_if_due();
             running.register_if_due();
             running.send();
-            let wake_at = running.wake_at();
+            let (wake_at, late_at) = (running.wake_at(), running.late_at());
+            // If it cannot be set, the others' own timers end their waiting.
+            let rings = alarm.as_mut().and_then(|alarm| alarm.set(late_at).ok().map(|()| alarm));
             tokio::select! {
                 message = messages.recv() => {
                     let Some(message) = message else { return };
@@ -248,6 +264,12 @@ impl Driver {
                     running.connected(connected);
                 }
                 () = sleep_until(wake_at) => running.time_has_passed(),
+                () = async {
+                    match rings {
+                        Some(alarm) => alarm.rings().await,
+                        None => std::future::pending().await,
+                    }
+                } => running.time_has_passed(),
                 _ = sweep.tick() => running.sweep(),
                 _ = second.tick() => running.publish(),
             }
@@ -546,12 +568,13 @@ impl Running {
         if self.link.is_none() && self.connecting.is_none() {
             at = at.min(self.connect_at);
         }
-        if self.driver.board.health() == Health::Up
-            && let Some(oldest) = self.sent.iter().min()
-        {
-            at = at.min(*oldest + PATIENCE);
-        }
-        at
+        self.late_at().map_or(at, |late| at.min(late))
+    }
+
+    /// When the store is late, unless it answers before.
+    fn late_at(&self) -> Option<Instant> {
+        let is_up = self.driver.board.health() == Health::Up;
+        self.sent.iter().min().filter(|_| is_up).map(|oldest| *oldest + PATIENCE)
     }
 
     fn time_has_passed(&mut self) {

@@ -7,6 +7,7 @@
 //! against the other; `service` is what decisions ask. The words that decisions are made from are
 //! `weir_common::lease`.
 
+mod alarm;
 mod directory;
 mod driver;
 #[cfg(test)]

@@ -3,7 +3,9 @@
 
 use std::{
     collections::HashMap,
-    io, mem, ptr,
+    io, mem,
+    pin::pin,
+    ptr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     thread,
     time::Duration,
@@ -12,7 +14,7 @@ use std::{
 use futures_util::future::join_all;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, timeout_at},
+    time::{Instant, sleep_until},
 };
 use weir_common::lease;
 
@@ -370,7 +372,7 @@ impl Shared {
             let (done, answered) = oneshot::channel();
             let wanted = Message::Wanted { quota: quota.clone(), hits, done };
             if self.messages.try_send(wanted).is_err()
-                || timeout_at(until, answered).await.is_err()
+                || self.patiently(until, answered).await.is_none()
                 || Instant::now() >= until
             {
                 return without_the_store(quota, hits, now);
@@ -410,7 +412,24 @@ impl Shared {
         if health != Health::Up {
             return None;
         }
-        timeout_at(until, answered).await.ok()?.ok()?
+        self.patiently(until, answered).await?.ok()?
+    }
+
+    /// Waits for an answer, but not for a store that is late. The driver knows first that it is; should
+    /// the driver not come to it, one's own timer ends the waiting, up to two milliseconds later.
+    async fn patiently<T>(&self, until: Instant, answered: impl Future<Output = T>) -> Option<T> {
+        let mut fell = pin!(self.board.fell.notified());
+        // From here on it is heard of.
+        fell.as_mut().enable();
+        if self.board.health() != Health::Up {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            answer = answered => Some(answer),
+            () = fell => None,
+            () = sleep_until(until) => None,
+        }
     }
 
     /// Draws from a bucket or a sliding window; without the store the policy decides, and there are no
