@@ -35,6 +35,7 @@ use weir_tests::{
 use super::{
     estimate::{Estimate, in_turns, pick},
     report::{Report, Target},
+    stalls::Stalls,
 };
 
 pub(crate) const BENCH: &str = "redis";
@@ -54,6 +55,8 @@ pub(crate) struct Effort {
 
 /// Requests of an agent that are under way at once.
 const UNDER_WAY: usize = 32;
+/// No decision is to take longer.
+const LONGEST: Duration = Duration::from_millis(5);
 /// Keys where there are many.
 const KEYS: u64 = 100_000;
 /// Decisions a second where they are paced.
@@ -403,48 +406,59 @@ fn paced(site: &Site, key: &str, lasting: Duration) -> Result<f64> {
 fn outage(report: &mut Report, mut site: Site, effort: Effort) -> Result<()> {
     let Site { server, agents, .. } = &mut site;
     let step = effort.paced / 4;
-    let each: Result<Vec<_>> = thread::scope(|scope| {
-        let lasting = Duration::from_secs(4) + step * 4;
-        let load: Vec<_> = agents
-            .iter()
-            .map(|agent| {
-                scope.spawn(move || -> Result<_> {
-                    let mut latency = Histogram::<u64>::new(3)?;
-                    let (mut errors, mut late) = (0u64, 0u64);
-                    at_rate(&agent.quotas, "outage", RATE / 3, lasting, |told, took| {
-                        errors += u64::from(told.is_err());
-                        late += u64::from(took > Duration::from_millis(5));
-                        // A duration always fits.
-                        let _ = latency.record(took.as_nanos() as u64);
-                    })?;
-                    Ok((latency, errors, late))
+    let (each, stalls) = Stalls::during(|| {
+        thread::scope(|scope| -> Result<Vec<_>> {
+            let lasting = Duration::from_secs(4) + step * 4;
+            let load: Vec<_> = agents
+                .iter()
+                .map(|agent| {
+                    scope.spawn(move || -> Result<_> {
+                        let mut latency = Histogram::<u64>::new(3)?;
+                        let (mut errors, mut late) = (0u64, Vec::new());
+                        at_rate(&agent.quotas, "outage", RATE / 3, lasting, |told, took| {
+                            errors += u64::from(told.is_err());
+                            if took > LONGEST {
+                                late.extend(
+                                    Instant::now().checked_sub(took).map(|begin| (begin, took)),
+                                );
+                            }
+                            // A duration always fits.
+                            let _ = latency.record(took.as_nanos() as u64);
+                        })?;
+                        Ok((latency, errors, late))
+                    })
                 })
-            })
-            .collect();
-        // Until all have a share.
-        thread::sleep(Duration::from_secs(4));
-        server.freeze();
-        thread::sleep(step);
-        server.thaw();
-        thread::sleep(step);
-        server.kill();
-        thread::sleep(step);
-        server.restart();
-        load.into_iter()
-            .map(|one| one.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
-            .collect()
+                .collect();
+            // Until all have a share.
+            thread::sleep(Duration::from_secs(4));
+            server.freeze();
+            thread::sleep(step);
+            server.thaw();
+            thread::sleep(step);
+            server.kill();
+            thread::sleep(step);
+            server.restart();
+            load.into_iter()
+                .map(|one| one.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
+                .collect()
+        })
     });
     let mut latency = Histogram::<u64>::new(3)?;
-    let (mut errors, mut late) = (0, 0);
+    let (mut errors, mut late) = (0, Vec::new());
     for (one, failed, slow) in each? {
         latency.add(&one)?;
-        (errors, late) = (errors + failed, late + slow);
+        errors += failed;
+        late.extend(slow);
     }
+    let own = |&(begin, took): &(Instant, Duration)| took - stalls.within(begin, begin + took);
+    let by_themselves = late.iter().filter(|one| own(one) > LONGEST).count();
     let ms = |ns: u64| Estimate::exact(ns as f64 / 1e6);
     let count = |count: u64| Estimate::exact(count as f64);
     report.add(BENCH, "decisions while Redis stops and is killed", "", count(latency.len()));
     report.hold(BENCH, "of these, errors", "", count(errors), Target::AtMost(0.0));
-    report.hold(BENCH, "of these, longer than 5 ms", "", count(late), Target::AtMost(0.0));
+    report.add(BENCH, "of these, longer than 5 ms", "", count(late.len() as u64));
+    let name = "of these, longer than 5 ms though the machine ran";
+    report.hold(BENCH, name, "", count(by_themselves as u64), Target::AtMost(0.0));
     report.add(BENCH, "p99.99 of these", "ms", ms(latency.value_at_quantile(0.9999)));
     report.add(BENCH, "longest of these", "ms", ms(latency.max()));
     // What each window of the three left unspent, at most one for each or a hundredth.

@@ -17,6 +17,7 @@ mod refusal;
 mod report;
 mod requests;
 mod site;
+mod stalls;
 
 use std::{
     fs,
