@@ -17,7 +17,7 @@ use weir_tests::{
     raw::{Wire, syn},
     redis::{Server, available_or_skip},
     rls,
-    site::{Side, addresses, ask, ask_in_vain, run, serve, stack_counter},
+    site::{self, Side, addresses, ask, ask_in_vain, node_file, run, serve, stack_counter},
 };
 
 on_each_side! {
@@ -207,6 +207,34 @@ fn a_syn_that_cannot_be_sent_again_is_left_to_its_client() {
     // Who is not answered tries without.
     wire.send(&plain);
     eventually("it is admitted", admitted, |admitted| *admitted == 1);
+    assert_eq!(unsent(), 1.0);
+}
+
+/// A frame's VLAN stands beside the packet where it enters a machine; sent once more it would be without.
+#[test]
+fn a_syn_with_a_tag_is_left_to_its_client() {
+    if !available_or_skip("a_syn_with_a_tag_is_left_to_its_client") {
+        return;
+    }
+    let (lab, redis) = (lab!(), Server::start());
+    let pair = Pair::new(&lab);
+    let (client, machine) = (&pair.client, pair.node.namespace());
+    let interface = client.node_interface();
+    let policy = site::policy_lines(&LINE).join("\n    ");
+    let entry = format!("  - name: machine\n    interface: {interface}\n    {policy}\n");
+    let site = Site { lab: &lab, redis: &redis };
+    let text = site.node_file(lab.id(), 7, "deny", &node_file(&[entry]));
+    let agent = Agent::start(&lab, machine, &text);
+    let wire = Wire::open_alone(client).unwrap();
+    let to = SocketAddr::new(client.gateway_v4().into(), 80);
+    let plain = syn(SocketAddr::new(client.ipv4().into(), 10_000), to, 7);
+    wire.send(&plain.clone().with(|packet| packet.tags = vec![(0x8100, 5)]));
+    let unsent = || agent.metric("weir_quota_unsent_syns_total", &[]);
+    eventually("it is left to its client", unsent, |unsent| *unsent > 0.0);
+    let admitted = || agent.decisions("machine", "tc ingress", "pass admitted");
+    assert_eq!(admitted(), 0);
+    wire.send(&plain);
+    eventually("one without is admitted", admitted, |admitted| *admitted == 1);
     assert_eq!(unsent(), 1.0);
 }
 
