@@ -256,13 +256,26 @@ impl Foreign {
 
     /// Pins it, for tools that take a program by its path.
     pub fn pin(&self, path: &Path) -> io::Result<()> {
-        let path = CString::new(path.as_os_str().as_bytes())?;
-        let mut attributes = Attributes::default()
-            .pointer(0, path.as_ptr())
-            .word(8, self.program.as_raw_fd() as u32);
-        // SAFETY: the path is terminated and lives until the call is over.
-        unsafe { bpf(command::OBJ_PIN, &mut attributes) }.map(drop)
+        pin(&self.program, path)
     }
+}
+
+/// Makes a map of somebody else's, and pins it.
+pub fn pin_map(name: &str, path: &Path) -> io::Result<()> {
+    // A hash of one entry: only that it is there matters.
+    let attributes =
+        Attributes::default().word(0, 1).word(4, 8).word(8, 8).word(12, 1).name(28, name);
+    // SAFETY: no pointers.
+    let map = unsafe { bpf_fd(command::MAP_CREATE, attributes) }?;
+    pin(&map, path)
+}
+
+fn pin(what: &OwnedFd, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes =
+        Attributes::default().pointer(0, path.as_ptr()).word(8, what.as_raw_fd() as u32);
+    // SAFETY: the path is terminated and lives until the call is over.
+    unsafe { bpf(command::OBJ_PIN, &mut attributes) }.map(drop)
 }
 
 /// The numbers of the programs at a TCX hook, first to run first.

@@ -37,6 +37,8 @@ mod policy;
 mod readiness;
 #[path = "kube/server.rs"]
 mod server;
+#[path = "kube/shapers.rs"]
+mod shapers;
 
 use std::net::SocketAddr;
 
