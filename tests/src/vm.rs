@@ -1,8 +1,8 @@
 //! Another kernel: a test, or a whole suite, that goes on inside a virtual machine.
 //!
 //! The machine is QEMU with software emulation, its disk an initramfs made of busybox, a few
-//! kernel modules, the agent, the BPF object and the test's own executable, which is started again
-//! in there.
+//! kernel modules, the agent, the BPF object, Redis where this machine has it, and the test's own executable,
+//! which is started again in there.
 //! What it needs is named by the environment (`cargo xtask test` brings it, or says why it cannot).
 //! It refuses to know what is tested.
 //!
@@ -189,6 +189,12 @@ fn named(variable: &str) -> PathBuf {
     path
 }
 
+/// A program of this machine.
+fn on_path(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
 /// A running QEMU, killed on drop.
 struct Machine(Child);
 
@@ -246,6 +252,9 @@ impl Disk {
         archive.file("bin/busybox", &named("WEIR_VM_BUSYBOX"));
         archive.program("bin/weir", &agent::binary());
         archive.program("bin/test", &env::current_exe().expect("find this executable"));
+        if let Some(redis) = on_path("redis-server") {
+            archive.program("bin/redis-server", &redis);
+        }
         archive.file("lib/weir-ebpf", &testrun::object());
         let modules = modules(&named("WEIR_VM_MODULES"));
         for (name, path) in &modules {

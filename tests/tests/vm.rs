@@ -36,6 +36,8 @@ macro_rules! inside {
     }};
 }
 
+#[path = "vm/handups.rs"]
+mod handups;
 #[path = "vm/pacing.rs"]
 mod pacing;
 
