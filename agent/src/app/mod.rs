@@ -245,8 +245,8 @@ async fn agent(options: Options) -> anyhow::Result<()> {
         (trial, stamp)
     };
     let mut seen = look();
-    shared.engine().try_out(seen.0.clone());
-    shared.step(Engine::reload).await?;
+    let trial = seen.0.clone();
+    shared.step(move |engine| engine.reload_with(trial)).await?;
     requests.know(shared.engine().addresses());
     let listen = match options.listen {
         Some(listen) => Some(listen),
@@ -280,8 +280,8 @@ async fn agent(options: Options) -> anyhow::Result<()> {
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {
                 seen = look();
-                shared.engine().try_out(seen.0.clone());
-                shared.step(Engine::reload).await?;
+                let trial = seen.0.clone();
+                shared.step(move |engine| engine.reload_with(trial)).await?;
                 requests.compare(shared.engine().rls().as_ref());
             }
             ready = events.readable_mut() => {
@@ -303,8 +303,8 @@ async fn agent(options: Options) -> anyhow::Result<()> {
                 let now = look();
                 if now != seen {
                     seen = now;
-                    shared.engine().try_out(seen.0.clone());
-                    shared.step(Engine::reload).await?;
+                    let trial = seen.0.clone();
+                    shared.step(move |engine| engine.reload_with(trial)).await?;
                     requests.compare(shared.engine().rls().as_ref());
                 }
             }

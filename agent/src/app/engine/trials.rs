@@ -39,8 +39,15 @@ impl Good {
 }
 
 impl Engine {
+    /// Reads anew: this file holds in place of the node file, or with `None` that again. In one step, so
+    /// that nobody sees a trial of which it is not known yet whether it holds.
+    pub fn reload_with(&mut self, trial: Option<Trial>) {
+        self.try_out(trial);
+        self.reload();
+    }
+
     /// From the next reload on, this file holds in place of the node file; with `None`, that again.
-    pub fn try_out(&mut self, trial: Option<Trial>) {
+    fn try_out(&mut self, trial: Option<Trial>) {
         if let Some(OnTrial { before, .. }) = self.trial.take() {
             self.last_good = before.last_good(std::mem::take(&mut self.last_good));
             (self.text, self.file) = (before.text, before.file);
