@@ -81,6 +81,8 @@ struct State {
     network: Option<NetNs>,
     /// Counts up when all connections are to end.
     epoch: u64,
+    /// Whether nobody listens: a watch that was accepted before is not begun.
+    away: bool,
 }
 
 #[derive(Debug, Default)]
@@ -134,6 +136,7 @@ impl ApiServer {
     }
 
     fn listen(&mut self, listener: TcpListener) {
+        self.shared.change(|state| state.away = false);
         let (ours, shared) =
             (listener.try_clone().expect("share a socket"), Arc::clone(&self.shared));
         self.listening = Some((ours, thread::spawn(move || accept(&listener, &shared))));
@@ -167,7 +170,7 @@ impl ApiServer {
 
     /// Is away: nobody listens, and every connection ends.
     pub fn leave(&mut self) {
-        self.shared.change(|state| state.epoch += 1);
+        self.shared.change(|state| (state.epoch, state.away) = (state.epoch + 1, true));
         if let Some((listener, thread)) = self.listening.take() {
             let _ = socket::shutdown(listener.as_raw_fd(), socket::Shutdown::Both);
             thread.join().expect("the server's thread");
@@ -609,7 +612,13 @@ fn watch(
 ) -> io::Result<()> {
     let since = request.query.get("resourceVersion").and_then(|version| version.parse().ok());
     let mut seen: u64 = since.unwrap_or_default();
-    let epoch = shared.state().epoch;
+    let (epoch, away) = {
+        let state = shared.state();
+        (state.epoch, state.away)
+    };
+    if away {
+        return Ok(());
+    }
     stream.write_all(
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
     )?;

@@ -234,10 +234,12 @@ fn c1_a_500_ejects_the_service_behind_envoy_and_behind_weir_where_it_reads_http(
     let agent = site.agent(&lab, &[BREAKER]);
     let ask = |to| (0..5).map(|_| site.ask(to)).collect::<Vec<_>>();
     let (by_envoy, by_weir) = (ask(site.through_envoy()), ask(site.through_weir()));
-    assert!(by_envoy[0].is(500), "{by_envoy:?}");
-    assert!(by_envoy[1..].iter().all(EJECTED), "{by_envoy:?}");
+    // A worker of Envoy's tells the main thread, which ejects: another request may come between.
+    let answered = by_envoy.iter().take_while(|end| end.is(500)).count();
+    assert!((1..5).contains(&answered), "{by_envoy:?}");
+    assert!(by_envoy[answered..].iter().all(EJECTED), "{by_envoy:?}");
     assert!(by_weir.iter().all(|end| end.is(500)), "{by_weir:?}");
-    assert_eq!(servers.each_ref().map(Web::requests), [1, 5]);
+    assert_eq!(servers.each_ref().map(Web::requests), [answered as u64, 5]);
     assert_eq!(envoy.stat("outlier_detection.ejections_enforced_total"), 1);
     assert_eq!(tripped(&agent, "web-w", "tc ingress"), 0);
     drop(agent);
