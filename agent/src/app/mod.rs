@@ -3,6 +3,7 @@
 mod bare;
 mod collapse;
 mod engine;
+mod heap;
 mod history;
 mod leases;
 pub(crate) mod memory;
@@ -274,6 +275,7 @@ async fn agent(options: Options) -> anyhow::Result<()> {
     let mut check = interval(Duration::from_secs(30));
     let mut day = interval(Duration::from_secs(6 * 3600));
     let mut audits = pin!(shared.audit_forever());
+    let mut settled = false;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -300,6 +302,9 @@ async fn agent(options: Options) -> anyhow::Result<()> {
                 }
             },
             _ = poll.tick() => {
+                if shared.engine().is_starting() {
+                    shared.step(Engine::complete_start).await?;
+                }
                 let now = look();
                 if now != seen {
                     seen = now;
@@ -325,6 +330,10 @@ async fn agent(options: Options) -> anyhow::Result<()> {
                     tokio::task::spawn_blocking(move || cluster.keep());
                 }
                 requests.know(addresses);
+                if !settled && shared.engine().ready() {
+                    settled = true;
+                    heap::give_back();
+                }
             }
             _ = check.tick() => shared.step(Engine::check_pods).await?,
             failed = &mut audits => return Err(failed),

@@ -64,6 +64,14 @@ impl WorkloadTable {
         self.volumes.iter().any(|blocks| *blocks != Blocks::default())
     }
 
+    /// Whether something is judged by what goes towards the workload, and by what comes from it. Where
+    /// connections are followed, both directions tell of them; and bytes are counted by programs that
+    /// stand behind others.
+    pub fn judges(&self) -> [bool; 2] {
+        let both = self.is_tracked() || self.limits_volumes();
+        [&self.ingress, &self.egress].map(|blocks| both || *blocks != Blocks::default())
+    }
+
     /// The blocks of a stage and direction.
     pub const fn blocks(&self, stage: Stage, direction: Direction) -> &Blocks {
         let [towards, from] = &self.volumes;

@@ -33,7 +33,7 @@ use self::{
     publish::Publisher,
 };
 pub use self::{
-    attach::{Attached, Attachment, Doubt, Side, Target, UplinkMode},
+    attach::{Attached, Attachment, BOTH_WAYS, Doubt, Side, Target, UplinkMode},
     cells::{CellView, LoadView},
     connect::Caller,
     error::DatapathError,
@@ -117,6 +117,11 @@ impl Datapath {
     pub fn apply(&mut self, tables: &Tables) -> Result<(), DatapathError> {
         let Self { publisher, cells, writers, maps, clock, .. } = self;
         publisher.apply(tables, cells, writers, maps, clock)
+    }
+
+    /// Whether nothing is attached: no agent was here before, or it took everything along.
+    pub fn is_fresh(&self) -> bool {
+        self.links.is_fresh()
     }
 
     /// Makes the programs run on exactly these interfaces. What cannot be attached is in the

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     compile::Identity,
     config::{Attach, Location, Netns, PodLocation, Uplink, Workload, XdpMode},
-    datapath::{Attachment, Caller, Pace, Side, Target, UplinkMode},
+    datapath::{Attachment, BOTH_WAYS, Caller, Pace, Side, Target, UplinkMode},
 };
 
 /// Why a workload's packets cannot be seen.
@@ -130,6 +130,7 @@ pub fn resolve(
             interface: interface.name,
             ifindex: interface.index,
             ethernet: interface.ethernet,
+            ways: BOTH_WAYS,
             volumes: false,
             pace: Pace::default(),
             target: Target::Workload { workload: identity, side, netns, addresses },
@@ -309,6 +310,7 @@ pub fn resolve_uplink(uplink: &Uplink, host: &[Interface]) -> Option<Result<Atta
             interface: link.name.clone(),
             ifindex: link.index,
             ethernet: link.ethernet,
+            ways: BOTH_WAYS,
             volumes: false,
             pace: Pace::default(),
             target: Target::Uplink(mode),

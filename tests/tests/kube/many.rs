@@ -51,6 +51,12 @@ fn links(agent: &Agent<'_>) -> usize {
     fs::read_dir(agent.layout().join("links")).unwrap().count()
 }
 
+/// Waits until each pod has its programs in both directions.
+fn await_both_ways(agent: &Agent<'_>) {
+    let all = 2 * PODS as usize;
+    eventually("programs run in both directions", || links(agent), |links| *links == all);
+}
+
 /// A node with pods, none of which runs yet.
 struct Full {
     cluster: Cluster,
@@ -137,6 +143,8 @@ fn a_full_node_is_held_and_leaves_nothing_behind() {
     let mut agent = full.launch(&lab);
     agent.await_ready();
     full.await_attached(&agent, 0..PODS);
+    // What judges comes first; in the other direction nothing is refused.
+    await_both_ways(&agent);
     let before = descriptors(&agent);
     // Pods end and others begin in their place, as in a rollout.
     (PODS..2 * PODS).for_each(|number| full.replace(&mut containers, number));
@@ -218,6 +226,9 @@ fn figures_of_a_full_node() {
     agent.await_ready();
     println!("first start to {PODS} decided: {:.2?}", began.elapsed());
     full.await_attached(&agent, 0..PODS);
+    let first = links(&agent);
+    await_both_ways(&agent);
+    println!("all of its programs: {:.2?}, {first} of them first", began.elapsed());
     agent.terminate();
     let began = Instant::now();
     agent.launch();

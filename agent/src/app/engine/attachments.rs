@@ -15,7 +15,9 @@ use crate::{
     causes::with_causes,
     compile::{Identity, WorkloadTable},
     config::{self, Location, PodLocation},
-    datapath::{self, Attached, Attachment, Caller, DatapathError, Doubt, Shapers, Side, Target},
+    datapath::{
+        self, Attached, Attachment, BOTH_WAYS, Caller, DatapathError, Doubt, Shapers, Side, Target,
+    },
     quota,
     workload::{self, Interface, Resolved, interfaces},
 };
@@ -44,7 +46,9 @@ impl Engine {
         let (mut missing, mut bypassed) = (BTreeMap::new(), BTreeSet::new());
         let mut asking = BTreeSet::new();
         let pods = self.pods.workloads();
-        for workload in self.file.workloads.iter().chain(pods.iter().map(Arc::as_ref)) {
+        let all = || self.file.workloads.iter().chain(pods.iter().map(Arc::as_ref));
+        self.start.know(all().map(|workload| Identity::workload(&workload.identity)));
+        for workload in all() {
             let identity = Identity::workload(&workload.identity);
             if workload.policy.iter().any(|entry| entry.is_of_kubernetes()) {
                 asking.insert(identity);
@@ -57,7 +61,9 @@ impl Engine {
                     let table = self.tables.workloads.get(&workload.identity);
                     let volumes = table.is_some_and(WorkloadTable::limits_volumes);
                     let pace = pace(workload.pace.unwrap_or(self.file.pace));
-                    let with = |attachment| Attachment { volumes, pace, ..attachment };
+                    let judges = table.map_or([false; 2], WorkloadTable::judges);
+                    let ways = self.start.ways(identity, judges);
+                    let with = |attachment| Attachment { ways, volumes, pace, ..attachment };
                     wanted.extend(attachments.into_iter().map(with));
                     match caller {
                         Ok(caller) => callers.push(caller),
@@ -71,7 +77,7 @@ impl Engine {
         let uplinks = self.wanted_uplinks(&host, &mut wanted);
         let shields = self.shields.wanted(self.file.shield.xdp, &wanted);
         wanted.extend(shields.iter().cloned());
-        if self.pods.may_come() {
+        if self.pods.may_come() && !self.start.is_under_way() {
             let unclaimed = unclaimed(&host, &wanted);
             wanted.extend(unclaimed);
         }
@@ -93,6 +99,17 @@ impl Engine {
             self.shaped = shaped;
             self.hold_again();
         }
+    }
+
+    /// Whether a first start has left something for later.
+    pub const fn is_starting(&self) -> bool {
+        self.decided && self.start.is_under_way()
+    }
+
+    /// Goes on with what a first start left for later, a few workloads at a time.
+    pub fn complete_start(&mut self) {
+        self.start.go_on();
+        self.reconcile();
     }
 
     /// Whether its connections are judged, and some limit is about those that it opens.
@@ -300,6 +317,7 @@ fn unclaimed(host: &[Interface], wanted: &[Attachment]) -> Vec<Attachment> {
         interface: link.name.clone(),
         ifindex: link.index,
         ethernet: link.ethernet,
+        ways: BOTH_WAYS,
         volumes: false,
         pace: datapath::Pace::default(),
         target: Target::Unclaimed,

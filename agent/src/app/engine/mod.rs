@@ -14,6 +14,7 @@ mod quotas;
 mod refusals;
 mod releases;
 mod shields;
+mod start;
 mod trials;
 
 use std::{
@@ -28,7 +29,7 @@ use tracing::{debug, error, info, warn};
 
 use self::{
     collapses::Collapses, evidence::Evidence, pods::Pods, quotas::Spent, shields::Shields,
-    trials::OnTrial,
+    start::Start, trials::OnTrial,
 };
 use super::{
     history::History,
@@ -98,6 +99,8 @@ pub struct Engine {
     latest: VecDeque<view::Refusal>,
     trace: broadcast::Sender<view::Refusal>,
     decided: bool,
+    /// What a first start leaves for later.
+    start: Start,
 }
 
 /// Whether the kernel holds what it should.
@@ -144,6 +147,7 @@ impl Engine {
     /// Takes over the data plane. Nothing changes in the kernel until the first reload.
     pub fn new(datapath: Datapath, path: PathBuf, memory: PathBuf, clock: Clock) -> Self {
         let shields = Shields::inherit(datapath.inherited_shields());
+        let start = if datapath.is_fresh() { Start::First } else { Start::Over };
         let mut engine = Self {
             datapath,
             clock,
@@ -178,6 +182,7 @@ impl Engine {
             latest: VecDeque::new(),
             trace: broadcast::channel(TRACE).0,
             decided: false,
+            start,
         };
         engine.remember_last_good();
         engine
@@ -364,6 +369,8 @@ impl Engine {
             let volumes = table.is_some_and(WorkloadTable::limits_volumes);
             let had = known.attached.as_ref().is_ok_and(|attached| attached.pacing.is_some());
             moved |= known.attached.is_ok() && had != volumes;
+            // So are, at first, those of a direction in which something is judged.
+            moved |= self.start.is_under_way();
             // Calls are hooked where they are attached.
             moved |= known.hooked.is_some() != known.limits_calls();
             self.workloads.push(known);

@@ -13,7 +13,7 @@ use crate::{
     },
     compile::Identity,
     config::ShieldMode,
-    datapath::{Attached, Attachment, DatapathError, Pace, Side, Target},
+    datapath::{Attached, Attachment, BOTH_WAYS, DatapathError, Pace, Side, Target},
     kube::Cause,
     workload::interfaces,
 };
@@ -88,6 +88,7 @@ impl Shields {
             };
             if is_up && !wanted.iter().any(is_uplink) {
                 shields.push(Attachment {
+                    ways: BOTH_WAYS,
                     volumes: false,
                     pace: Pace::default(),
                     target: Target::Shield,

@@ -61,6 +61,11 @@ impl Links {
         })
     }
 
+    /// Whether an earlier agent left nothing, and this one has attached nothing.
+    pub(in crate::datapath) fn is_fresh(&self) -> bool {
+        self.inherited.is_empty() && self.current.is_empty()
+    }
+
     pub(in crate::datapath) fn adopt(directory: &Path) -> Result<Self, DatapathError> {
         let directory = directory.join(LINKS);
         let failed = |source| DatapathError::Pin { path: directory.clone(), source };

@@ -26,6 +26,9 @@ pub(super) use self::{
 use super::queue::{Pace, Pacing};
 use crate::{compile::Identity, workload::netns::NetNs};
 
+/// In both directions.
+pub const BOTH_WAYS: [bool; 2] = [true; 2];
+
 /// The program of one direction at one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Way {
@@ -162,6 +165,8 @@ pub struct Attachment {
     pub ifindex: u32,
     /// Whether its packets start with an Ethernet header.
     pub ethernet: bool,
+    /// Whether programs run for what goes towards the workload, and for what comes from it.
+    pub ways: [bool; 2],
     /// Whether the programs that limit bytes and packets run there too.
     pub volumes: bool,
     /// What they are to do with what is too much.
@@ -221,9 +226,11 @@ impl Attachment {
                 (site, ["weir_own_in", "weir_own_out"])
             }
         };
-        let ways = || [Way::In, Way::Out].into_iter();
-        let mut places: Vec<Place> = ways()
-            .zip(first)
+        let both = |programs: [&'static str; 2]| {
+            let all = [Way::In, Way::Out].into_iter().zip(programs).zip(self.ways);
+            all.filter(|(_, runs)| *runs).map(|(place, _)| place)
+        };
+        let mut places: Vec<Place> = both(first)
             .map(|(way, program)| Place {
                 way,
                 rank: Rank::First,
@@ -232,7 +239,7 @@ impl Attachment {
             })
             .collect();
         if self.volumes {
-            places.extend(ways().zip(VOLUME_PROGRAMS).map(|(way, program)| Place {
+            places.extend(both(VOLUME_PROGRAMS).map(|(way, program)| Place {
                 way,
                 rank: Rank::Volumes,
                 program,
