@@ -16,7 +16,7 @@ use std::{
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, timeout},
 };
 use tracing::{info, warn};
 
@@ -200,7 +200,7 @@ struct Running {
 }
 
 impl Driver {
-    pub(super) async fn run(self, mut messages: mpsc::Receiver<Message>) {
+    pub(super) async fn run(self, mut alarm: Alarm, mut messages: mpsc::Receiver<Message>) {
         let mut node = Node::new(self.seed);
         let now = Instant::now();
         node.store_is(false, (self.now)());
@@ -220,22 +220,13 @@ impl Driver {
             past: Default::default(),
             driver: self,
         };
-        let mut alarm = match Alarm::new() {
-            Ok(alarm) => Some(alarm),
-            Err(error) => {
-                warn!(%error, "no precise timer: decisions may wait two milliseconds longer");
-                None
-            }
-        };
         let mut sweep = tokio::time::interval(SWEEP);
         let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
             running.connect_if_due();
             running.register_if_due();
             running.send();
-            let (wake_at, late_at) = (running.wake_at(), running.late_at());
-            // If it cannot be set, the others' own timers end their waiting.
-            let rings = alarm.as_mut().and_then(|alarm| alarm.set(late_at).ok().map(|()| alarm));
+            alarm.set(running.wake_at());
             tokio::select! {
                 message = messages.recv() => {
                     let Some(message) = message else { return };
@@ -263,13 +254,7 @@ impl Driver {
                     running.connecting = None;
                     running.connected(connected);
                 }
-                () = sleep_until(wake_at) => running.time_has_passed(),
-                () = async {
-                    match rings {
-                        Some(alarm) => alarm.rings().await,
-                        None => std::future::pending().await,
-                    }
-                } => running.time_has_passed(),
+                () = alarm.rings() => running.time_has_passed(),
                 _ = sweep.tick() => running.sweep(),
                 _ = second.tick() => running.publish(),
             }
@@ -568,13 +553,9 @@ impl Running {
         if self.link.is_none() && self.connecting.is_none() {
             at = at.min(self.connect_at);
         }
-        self.late_at().map_or(at, |late| at.min(late))
-    }
-
-    /// When the store is late, unless it answers before.
-    fn late_at(&self) -> Option<Instant> {
+        // Then the store is late, unless it answers before.
         let is_up = self.driver.board.health() == Health::Up;
-        self.sent.iter().min().filter(|_| is_up).map(|oldest| *oldest + PATIENCE)
+        self.sent.iter().min().filter(|_| is_up).map_or(at, |oldest| at.min(*oldest + PATIENCE))
     }
 
     fn time_has_passed(&mut self) {

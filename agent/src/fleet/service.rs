@@ -19,6 +19,7 @@ use tokio::{
 use weir_common::lease;
 
 use super::{
+    alarm::Alarm,
     directory::{Directory, Name, Quota},
     driver::{Board, Driver, Health, Message, PATIENCE, Who},
     leaser::Line,
@@ -138,9 +139,13 @@ impl Fleet {
             seed: u64::from_ne_bytes(seed),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let alarm = {
+            let _inside = runtime.enter();
+            Alarm::new()?
+        };
         thread::Builder::new()
             .name("weir-fleet".to_owned())
-            .spawn(move || runtime.block_on(driver.run(receiver)))?;
+            .spawn(move || runtime.block_on(driver.run(alarm, receiver)))?;
         let shared = Shared {
             directory,
             held: Mutex::default(),

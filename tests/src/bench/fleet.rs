@@ -9,7 +9,10 @@
 use std::{
     fmt::Write as _,
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -370,18 +373,18 @@ fn cpu(report: &mut Report, site: &Site, effort: Effort) -> Result<()> {
     Ok(())
 }
 
-/// Decisions at a rate, for a while; what each is told and how long it took goes to `each`.
+/// Decisions at a rate, while it goes on; what each is told and how long it took goes to `each`.
 fn at_rate(
     quotas: &Quotas,
     key: &str,
     rate: u32,
-    lasting: Duration,
+    goes_on: impl Fn(Duration) -> bool,
     mut each: impl FnMut(Result<bool>, Duration),
 ) -> Result<u64> {
     let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
     let (question, begin) = (Question::new(key), Instant::now());
     let mut decisions = 0;
-    while begin.elapsed() < lasting {
+    while goes_on(begin.elapsed()) {
         let due = (begin.elapsed().as_secs_f64() * f64::from(rate)) as u64;
         while decisions < due {
             let began = Instant::now();
@@ -398,7 +401,7 @@ fn at_rate(
 fn paced(site: &Site, key: &str, lasting: Duration) -> Result<f64> {
     let agent = site.agents.first().context("an agent")?;
     let before = agent.fleet.figures().commands;
-    let decisions = at_rate(&agent.quotas, key, RATE, lasting, |_, _| ())?;
+    let decisions = at_rate(&agent.quotas, key, RATE, |elapsed| elapsed < lasting, |_, _| ())?;
     Ok((agent.fleet.figures().commands - before) as f64 / decisions.max(1) as f64)
 }
 
@@ -406,16 +409,18 @@ fn paced(site: &Site, key: &str, lasting: Duration) -> Result<f64> {
 fn outage(report: &mut Report, mut site: Site, effort: Effort) -> Result<()> {
     let Site { server, agents, .. } = &mut site;
     let step = effort.paced / 4;
+    let (is_over, begin) = (AtomicBool::new(false), Instant::now());
     let (each, stalls) = Stalls::during(|| {
         thread::scope(|scope| -> Result<Vec<_>> {
-            let lasting = Duration::from_secs(4) + step * 4;
             let load: Vec<_> = agents
                 .iter()
                 .map(|agent| {
+                    let is_over = &is_over;
                     scope.spawn(move || -> Result<_> {
                         let mut latency = Histogram::<u64>::new(3)?;
                         let (mut errors, mut late) = (0u64, Vec::new());
-                        at_rate(&agent.quotas, "outage", RATE / 3, lasting, |told, took| {
+                        let goes_on = |_| !is_over.load(Relaxed);
+                        at_rate(&agent.quotas, "outage", RATE / 3, goes_on, |told, took| {
                             errors += u64::from(told.is_err());
                             if took > LONGEST {
                                 late.extend(
@@ -429,8 +434,10 @@ fn outage(report: &mut Report, mut site: Site, effort: Effort) -> Result<()> {
                     })
                 })
                 .collect();
-            // Until all have a share.
-            thread::sleep(Duration::from_secs(4));
+            let has_share = |agent: &Agent| agent.fleet.figures().assumed_share > 0;
+            while !agents.iter().all(has_share) && begin.elapsed() < Duration::from_secs(30) {
+                thread::sleep(Duration::from_millis(100));
+            }
             server.freeze();
             thread::sleep(step);
             server.thaw();
@@ -438,11 +445,14 @@ fn outage(report: &mut Report, mut site: Site, effort: Effort) -> Result<()> {
             server.kill();
             thread::sleep(step);
             server.restart();
+            thread::sleep(step);
+            is_over.store(true, Relaxed);
             load.into_iter()
                 .map(|one| one.join().map_err(|_| anyhow::anyhow!("a client panicked"))?)
                 .collect()
         })
     });
+    let lasting = begin.elapsed();
     let mut latency = Histogram::<u64>::new(3)?;
     let (mut errors, mut late) = (0, Vec::new());
     for (one, failed, slow) in each? {
@@ -463,7 +473,7 @@ fn outage(report: &mut Report, mut site: Site, effort: Effort) -> Result<()> {
     report.add(BENCH, "longest of these", "ms", ms(latency.max()));
     // What each window of the three left unspent, at most one for each or a hundredth.
     let stranded: u64 = agents.iter().map(|agent| agent.fleet.figures().stranded).sum();
-    let seconds = (Duration::from_secs(4) + step * 4).as_secs_f64();
+    let seconds = lasting.as_secs_f64();
     let name = "stranded in a window of 100 000, on average";
     report.hold(
         BENCH,
