@@ -49,6 +49,16 @@ fn table(effective: &Effective) -> WorkloadTable {
     compiled.tables.workloads["web"].clone()
 }
 
+#[test]
+fn it_judges_where_it_has_rules_and_both_ways_where_both_tell_of_them() {
+    let judges = |rows: &[(&str, &str)]| table(&policy(rows, &[])).judges();
+    assert_eq!(judges(&[]), [false, false]);
+    assert_eq!(judges(&[("connections.80", "10/s")]), [true, false]);
+    assert_eq!(judges(&[("outbound-connections", "10/s")]), [false, true]);
+    assert_eq!(judges(&[("max-connections", "10")]), [true, true]);
+    assert_eq!(judges(&[("egress-bandwidth", "1Mbit/s")]), [true, true]);
+}
+
 fn shown(block: &Block) -> Vec<String> {
     let flags = |rule: &Rule| match (rule.shadow, rule.drop) {
         (false, false) => "",

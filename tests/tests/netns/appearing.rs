@@ -7,7 +7,7 @@ use weir::lab::{Host, Lab, Namespace, Node};
 use weir_tests::{
     agent::{Agent, eventually},
     bpf::{Hook, programs_at},
-    site::{Side, ask, serve},
+    site::{Side, ask, node_file, serve},
 };
 
 on_each_side! {
@@ -185,4 +185,36 @@ fn what_is_attached_by_itself_is_attached_where_it_can_be() {
     let other = Lab::new().unwrap();
     let _agent = Agent::start(&other, watch.namespace(), &file(&db));
     assert_eq!(holds(&db), [0, 1]);
+}
+
+/// A first start attaches at once what judges, and the rest a few workloads at a time. What is to judge
+/// meanwhile does not wait for its turn.
+#[test]
+fn what_a_first_start_left_for_later_comes_when_it_judges_and_in_the_end() {
+    let lab = lab!();
+    let node = lab.node("node").unwrap();
+    let pods: Vec<Host> = (0..40).map(|number| node.pod(&format!("p{number}")).unwrap()).collect();
+    let file = |policy: &str| {
+        let policy = format!("policy: {{ {policy} }}");
+        node_file(&pods.iter().map(|pod| Side::Host.entry(pod, &[&policy])).collect::<Vec<_>>())
+    };
+    let mut agent = Agent::start(&lab, node.namespace(), &file("connections.80: 10 per 60s"));
+    let attached = |hook| {
+        let is_there = |pod: &&Host| {
+            programs_at(node.namespace(), &pod.node_interface(), hook).unwrap().len() == 1
+        };
+        pods.iter().filter(is_there).count()
+    };
+    let at_first = (attached(Hook::Egress), attached(Hook::Ingress));
+    assert_eq!(at_first.0, pods.len(), "it judges what comes to them");
+    assert!(at_first.1 < pods.len(), "{at_first:?}: nothing was left for later");
+    // Connections that are counted are followed in both directions.
+    agent.rewrite_now(&file("max-connections: 10"));
+    assert_eq!((attached(Hook::Egress), attached(Hook::Ingress)), (pods.len(), pods.len()));
+    agent.terminate();
+    assert!(agent.uninstall().status.success());
+    // The kernel detaches a moment after the last pin has gone.
+    eventually("none is there", || attached(Hook::Egress), |count| *count == 0);
+    agent.restart();
+    eventually("all are there", || attached(Hook::Ingress), |count| *count == pods.len());
 }

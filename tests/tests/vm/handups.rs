@@ -21,10 +21,10 @@ const SYNS: u16 = 8;
 
 #[test]
 fn syns_that_wait_for_the_store_are_sent_once_more() {
+    if !redis::available_or_skip("handups::syns_that_wait_for_the_store_are_sent_once_more") {
+        return;
+    }
     inside!(|| {
-        if !redis::available_or_skip("handups::syns_that_wait_for_the_store_are_sent_once_more") {
-            return;
-        }
         for side in [Side::Host, Side::Pod] {
             let (lab, redis) = (Lab::new().unwrap(), redis::Server::start());
             let node = lab.node("node").unwrap();

@@ -331,7 +331,8 @@ impl Engine {
         self.quotas.enter(quotas, &self.datapath, now);
         let mut before: BTreeMap<String, Known> =
             self.workloads.drain(..).map(|known| (known.key.clone(), known)).collect();
-        let mut moved = before.len() != evaluated.len();
+        // At first programs are attached in the directions in which something is judged.
+        let mut moved = before.len() != evaluated.len() || self.start.is_under_way();
         let mut last_good = BTreeMap::new();
         for Evaluated { workload, effective, last_good: good, mut problems, remarks } in evaluated {
             let key = workload.identity.clone();
@@ -369,8 +370,6 @@ impl Engine {
             let volumes = table.is_some_and(WorkloadTable::limits_volumes);
             let had = known.attached.as_ref().is_ok_and(|attached| attached.pacing.is_some());
             moved |= known.attached.is_ok() && had != volumes;
-            // So are, at first, those of a direction in which something is judged.
-            moved |= self.start.is_under_way();
             // Calls are hooked where they are attached.
             moved |= known.hooked.is_some() != known.limits_calls();
             self.workloads.push(known);
