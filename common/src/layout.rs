@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Version of this layout, part of the pin directory's name.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// Workload slots; slot 0 is "none".
 pub const MAX_WORKLOADS: u32 = 512;

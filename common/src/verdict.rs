@@ -153,6 +153,9 @@ reasons! {
     /// The node's lease of a fleet's quota does not suffice: the SYN waits until the store was asked, and is
     /// judged again.
     QuotaAsked = 39, "quota_asked";
+    /// A workload's SYN to another workload, refused early at its own end. Counted for who sent it; the refusal
+    /// itself is counted for who refuses.
+    Shielded = 40, "shielded";
 }
 
 impl Reason {
@@ -171,5 +174,5 @@ impl Reason {
 }
 
 /// Room for reasons in a counter row; at least [`Reason::ALL`]'s length.
-pub const REASONS: usize = 40;
+pub const REASONS: usize = 41;
 const _: () = assert!(Reason::ALL.len() <= REASONS);

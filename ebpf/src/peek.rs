@@ -81,5 +81,11 @@ fn on_syn(uplink: &Uplink, answers: Answers, syn: &Segment) -> Option<u32> {
     if !drop {
         emit::count(slot, Hook::Xdp, Verdict::Note, Reason::ResetLimited);
     }
+    // Who sent it is known where only one can have.
+    if answers == Answers::AtTc
+        && let Some(sender) = maps::slot_of_interface(uplink.interface())
+    {
+        emit::count(sender, Hook::Xdp, Verdict::Note, Reason::Shielded);
+    }
     Some(XDP_DROP)
 }

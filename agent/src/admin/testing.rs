@@ -458,7 +458,8 @@ fn verdict(reason: Reason) -> Verdict {
         | Reason::BreakerHalfOpened
         | Reason::BreakerClosed
         | Reason::HandshakeDisplaced
-        | Reason::QuotaAsked => Verdict::Note,
+        | Reason::QuotaAsked
+        | Reason::Shielded => Verdict::Note,
         _ => Verdict::Reset,
     }
 }

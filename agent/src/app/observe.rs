@@ -45,16 +45,16 @@ pub(super) struct Observer {
 pub(super) struct Syns {
     /// It sent, as far as TC saw.
     pub(super) sent: f64,
-    /// Were sent to it and refused.
+    /// It sent, and its shield refused.
+    pub(super) shielded: f64,
+    /// Were sent to it, and TC refused.
     pub(super) refused: f64,
-    /// Those among them that XDP refused.
-    pub(super) early: f64,
 }
 
 #[derive(Debug, Default)]
 struct SynCounters {
     at_tc: Counter,
-    at_xdp: Counter,
+    at_shield: Counter,
     now: Syns,
 }
 
@@ -127,14 +127,17 @@ impl Observer {
 
 impl SynCounters {
     fn look(&mut self, tallies: &[(Hook, TallyView)], elapsed_ns: u64) {
-        let [at_tc, at_xdp] = syns(tallies);
-        let (at_tc, at_xdp) = (self.at_tc.look(at_tc), self.at_xdp.look(at_xdp));
+        let [at_tc, at_shield] = syns(tallies);
+        let (at_tc, at_shield) = (self.at_tc.look(at_tc), self.at_shield.look(at_shield));
         let rate = |count: u64| match elapsed_ns {
             0 => 0.0,
             elapsed_ns => count as f64 * 1e9 / elapsed_ns as f64,
         };
-        let early = rate(at_xdp.refused);
-        self.now = Syns { sent: rate(at_tc.passed), refused: rate(at_tc.refused) + early, early };
+        self.now = Syns {
+            sent: rate(at_tc.passed),
+            shielded: rate(at_shield.refused),
+            refused: rate(at_tc.refused),
+        };
     }
 }
 
@@ -165,14 +168,17 @@ fn tallies(datapath: &Datapath, workload: Identity) -> Vec<(Hook, TallyView)> {
     Hook::ALL.map(tally).into()
 }
 
-/// SYNs so far, at TC and at XDP: as passed those that the workload sent, whatever became of them, and
-/// as refused those on their way to it that were.
+/// SYNs so far. At TC, as passed those that the workload sent, whatever became of them, and as refused
+/// those on their way to it that were. At its shield, as refused those that it sent.
 fn syns(tallies: &[(Hook, TallyView)]) -> [Flow; 2] {
     use Reason::{Fragment, HeaderChain, Malformed, TinyFragment};
     let mut flows = [Flow::default(); 2];
-    let [at_tc, at_xdp] = &mut flows;
+    let [at_tc, at_shield] = &mut flows;
     for (hook, tally) in tallies {
         for &(verdict, reason, count) in tally {
+            if reason == Reason::Shielded {
+                at_shield.refused = at_shield.refused.saturating_add(count);
+            }
             let is_syn = !matches!(reason, Fragment | HeaderChain | Malformed | TinyFragment);
             if !is_syn || reason.is_of_volume() || verdict == Verdict::Note {
                 continue;
@@ -183,7 +189,6 @@ fn syns(tallies: &[(Hook, TallyView)]) -> [Flow; 2] {
                 Hook::TcIngress if is_refused => {
                     at_tc.refused = at_tc.refused.saturating_add(count);
                 }
-                Hook::Xdp if is_refused => at_xdp.refused = at_xdp.refused.saturating_add(count),
                 _ => {}
             }
         }
@@ -254,10 +259,13 @@ mod tests {
                 Hook::TcEgress,
                 vec![(Verdict::Pass, Admitted, 128), (Verdict::Reset, OutboundRate, 256)],
             ),
-            (Hook::Xdp, vec![(Verdict::Drop, ConnectionRate, 512)]),
+            (
+                Hook::Xdp,
+                vec![(Verdict::Drop, ConnectionRate, 512), (Verdict::Note, Reason::Shielded, 1024)],
+            ),
         ];
         let flow = |passed, refused| Flow { passed, refused };
-        assert_eq!(syns(&tallies), [flow(128 + 256, 32 + 64), flow(0, 512)]);
+        assert_eq!(syns(&tallies), [flow(128 + 256, 32 + 64), flow(0, 1024)]);
         assert_eq!(sum(&tallies, Scope::All), flow(1 + 2 + 4 + 8 + 16 + 128, 32 + 64 + 256 + 512));
         assert_eq!(sum(&tallies, Scope::Inbound), flow(1 + 2 + 16, 32 + 64 + 512));
         assert_eq!(sum(&tallies, Scope::Unlimited), flow(2, 0));

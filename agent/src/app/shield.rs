@@ -8,6 +8,8 @@
 const LOOKS: u8 = 2;
 /// It is calm below this part of what raises a shield, so that one flood does not move it again and again.
 const CALM: f64 = 0.5;
+/// A shield that was of no use is not raised again for so many times its calm.
+const REST: u64 = 20;
 
 /// When to raise a shield and to take it down.
 #[derive(Clone, Copy, Debug)]
@@ -23,12 +25,10 @@ pub(super) struct Terms {
 pub(super) struct Seen {
     /// SYNs per second of the workload that reached TC.
     pub(super) sent: f64,
-    /// Packets per second that came from it at all.
-    pub(super) packets: f64,
-    /// SYNs per second that limits of all workloads of the node refused, on their way to them.
+    /// Those that its shield refused.
+    pub(super) shielded: f64,
+    /// SYNs per second that TC refused, on their way to whatever workload of the node.
     pub(super) refused: f64,
-    /// Those among them that XDP refused, wherever.
-    pub(super) early: f64,
 }
 
 /// A change.
@@ -47,63 +47,70 @@ pub(super) enum Shield {
     Down {
         /// Looks in a row that saw a flood.
         looks: u8,
+        /// Until then it stays down.
+        rests_until_ns: u64,
     },
     /// XDP refuses early.
     Up {
         /// Since when it is calm, if it is.
         calm_since_ns: Option<u64>,
+        /// Whether it has refused a flood.
+        was_of_use: bool,
     },
 }
 
 impl Default for Shield {
     fn default() -> Self {
-        Self::Down { looks: 0 }
+        Self::Down { looks: 0, rests_until_ns: 0 }
     }
 }
 
 impl Shield {
     /// Up, as an agent before this one left it. Its calm begins anew.
-    pub(super) const UP: Self = Self::Up { calm_since_ns: None };
+    pub(super) const INHERITED: Self = Self::Up { calm_since_ns: None, was_of_use: true };
 
     /// Whether it is up.
     pub(super) const fn is_up(self) -> bool {
         matches!(self, Self::Up { .. })
     }
 
-    /// SYNs per second that may be the workload's and are refused: never less than they are.
+    /// SYNs per second of the workload that are refused.
     ///
-    /// A workload that opens many connections floods nobody while they are admitted, and a flood from
-    /// elsewhere is none of its. What XDP refuses never reaches TC, and is counted for who refuses, not
-    /// for who sent: so while the shield is up, more than came at all is all that can be ruled out.
+    /// A shield counts for who sent them. TC counts for who refuses: while the shield is down, the workload's
+    /// are at most what it sent and at most what was refused. Who opens many connections floods nobody while
+    /// they are admitted, and another's flood is none of its.
     pub(super) fn flood(self, seen: Seen) -> f64 {
-        let sent = match self {
-            Self::Down { .. } => seen.sent,
-            Self::Up { .. } => (seen.sent + seen.early).min(seen.packets),
-        };
-        sent.min(seen.refused)
+        match self {
+            Self::Down { .. } => seen.sent.min(seen.refused),
+            Self::Up { .. } => seen.shielded,
+        }
     }
 
     /// Takes in a flood as it is now.
     pub(super) fn look(&mut self, flood: f64, terms: Terms, now_ns: u64) -> Option<Turn> {
         match self {
-            Self::Down { looks } => {
-                *looks = if flood >= terms.above { *looks + 1 } else { 0 };
+            Self::Down { looks, rests_until_ns } => {
+                let is_flood = flood >= terms.above && now_ns >= *rests_until_ns;
+                *looks = if is_flood { *looks + 1 } else { 0 };
                 if *looks < LOOKS {
                     return None;
                 }
-                *self = Self::UP;
+                *self = Self::Up { calm_since_ns: None, was_of_use: false };
                 Some(Turn::Up)
             }
-            Self::Up { calm_since_ns } => {
+            Self::Up { calm_since_ns, was_of_use } => {
                 if flood >= terms.above * CALM {
                     *calm_since_ns = None;
+                    *was_of_use = true;
                     return None;
                 }
                 let since = *calm_since_ns.get_or_insert(now_ns);
                 if now_ns.saturating_sub(since) < terms.calm_ns {
                     return None;
                 }
-                *self = Self::default();
+                // What it was raised for was another's flood, or one that only TC can refuse.
+                let rest_ns = if *was_of_use { 0 } else { terms.calm_ns.saturating_mul(REST) };
+                *self = Self::Down { looks: 0, rests_until_ns: now_ns.saturating_add(rest_ns) };
                 Some(Turn::Down)
             }
         }
@@ -139,7 +146,7 @@ mod tests {
 
     #[test]
     fn it_comes_down_after_a_calm_that_nothing_interrupts() {
-        let mut shield = Shield::UP;
+        let mut shield = Shield::INHERITED;
         let mut rates = vec![0.0; 20];
         rates.push(500.0);
         rates.extend([499.0; 40]);
@@ -149,18 +156,33 @@ mod tests {
 
     #[test]
     fn who_is_not_refused_floods_nobody_and_who_sends_nothing_neither() {
-        let seen = Seen { sent: 5000.0, packets: 9000.0, refused: 10.0, early: 0.0 };
-        assert_eq!(Shield::default().flood(seen), 10.0);
-        let others = Seen { sent: 3.0, packets: 9000.0, refused: 80_000.0, early: 0.0 };
+        let busy = Seen { sent: 5000.0, shielded: 0.0, refused: 10.0 };
+        assert_eq!(Shield::default().flood(busy), 10.0);
+        let others = Seen { sent: 3.0, shielded: 0.0, refused: 80_000.0 };
         assert_eq!(Shield::default().flood(others), 3.0);
-        // An uplink refuses another flood at the same time.
-        let others = Seen { early: 80_000.0, ..others };
-        assert_eq!(Shield::default().flood(others), 3.0);
-        assert_eq!(Shield::UP.flood(others), 9000.0, "all that it sends may be SYNs");
-        assert_eq!(Shield::UP.flood(Seen { packets: 40.0, ..others }), 40.0);
-        // What is refused early does not look like calm.
-        let seen = Seen { sent: 0.0, packets: 50_000.0, refused: 49_000.0, early: 49_000.0 };
-        assert_eq!(Shield::UP.flood(seen), 49_000.0);
+        // What a shield refuses reaches TC no more, and what others do is not its.
+        let shielded = Seen { sent: 0.0, shielded: 49_000.0, refused: 10.0 };
+        assert_eq!(Shield::INHERITED.flood(shielded), 49_000.0);
+        assert_eq!(Shield::INHERITED.flood(others), 0.0);
+    }
+
+    #[test]
+    fn one_that_was_of_no_use_rests() {
+        let mut shield = Shield::default();
+        let mut rates = vec![9000.0; 2];
+        rates.extend([0.0; 32]);
+        // The same again, which is believed only after twenty calms.
+        rates.extend([9000.0; 700]);
+        let rested = 2 + 30 + 600;
+        assert_eq!(
+            turns(&mut shield, &rates),
+            [(1, Turn::Up), (32, Turn::Down), (rested + 1, Turn::Up)]
+        );
+        // It refuses now, so that the next flood raises it at once.
+        let mut rates = vec![9000.0];
+        rates.extend([0.0; 31]);
+        rates.extend([9000.0; 2]);
+        assert_eq!(turns(&mut shield, &rates), [(31, Turn::Down), (33, Turn::Up)]);
     }
 
     proptest! {

@@ -362,7 +362,7 @@ fn decisions(workload: &WorkloadStatus) -> (Table, Table, Table) {
             let (verdict, reason) = what.split_once(' ').unwrap_or((what, ""));
             let (at, count) = (place.as_str().into(), count.to_string().into());
             match kind_of(reason) {
-                Kind::Decision => {
+                Kind::Decision | Kind::Shielded => {
                     let verdict = Cell::new(verdict, Mood::of_verdict(verdict));
                     decisions.row([at, verdict, reason.into(), count]);
                 }

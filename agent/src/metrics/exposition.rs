@@ -359,6 +359,7 @@ impl Exposition {
         // From the start, so that the first loss is a change that an alert can see.
         let mut lost: Vec<_> =
             self.status.workloads.iter().map(|workload| (named(workload), 0)).collect();
+        let mut shielded = Vec::new();
         for (decision, count) in self.all_decisions() {
             match kind_of(&decision.reason) {
                 Kind::Decision => decisions.push((decision, count)),
@@ -367,6 +368,7 @@ impl Exposition {
                     faults.push((Fault { workload, hook, direction, reason }, count));
                 }
                 Kind::LostEvent => lost.push((Workload { workload: decision.workload }, count)),
+                Kind::Shielded => shielded.push((Workload { workload: decision.workload }, count)),
                 Kind::Edge => {
                     let Decision { workload, hook, direction, reason, .. } = decision;
                     let change = reason.trim_start_matches("breaker_").to_owned();
@@ -381,6 +383,11 @@ impl Exposition {
             faults,
         )?;
         page.counters("weir_breaker_changes", "Breakers that opened, tried and closed.", edges)?;
+        page.counters(
+            "weir_shielded",
+            "SYNs of a workload that XDP refused at its own end, on behalf of who they were addressed to.",
+            shielded,
+        )?;
         page.counters(
             "weir_events_lost",
             "Sampled refusals that were counted but not told, because the event ring was full.",

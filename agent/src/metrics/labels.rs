@@ -121,6 +121,8 @@ pub(crate) enum Kind {
     LostEvent,
     /// No packet's fate: a breaker changed.
     Edge,
+    /// A packet whose fate is counted for another workload, which it was addressed to.
+    Shielded,
 }
 
 /// What the reason of this name is counted as.
@@ -138,6 +140,7 @@ const fn kind(reason: Reason) -> Kind {
         | Reason::HandshakeDisplaced
         | Reason::QuotaAsked => Kind::Fault,
         Reason::EventLost => Kind::LostEvent,
+        Reason::Shielded => Kind::Shielded,
         Reason::BreakerTripped
         | Reason::BreakerReopened
         | Reason::BreakerHalfOpened

@@ -20,6 +20,12 @@ impl Uplink {
         Self { ctx }
     }
 
+    /// The interface that the frame came in by.
+    #[inline(always)]
+    pub fn interface(&self) -> u32 {
+        self.ctx.ingress_ifindex() as u32
+    }
+
     /// Parses the frame.
     #[inline(always)]
     pub fn parse(&self, segment: &mut Segment) -> Parsed {

@@ -70,6 +70,7 @@ fn a_pod_that_floods_another_is_refused_at_its_own_end_until_it_is_calm() {
     let file = |calm| scene.file(&format!("{{ above: 100, calm: {calm} }}"), "drop");
     let mut agent = Agent::start(&lab, scene.node.namespace(), &file("1h"));
     let early = |agent: &Agent<'_>| agent.decisions("web", "xdp ingress", "drop connection_rate");
+    let sent = |agent: &Agent<'_>| agent.decisions("noisy", "xdp ingress", "note shielded");
     let late = |agent: &Agent<'_>| agent.decisions("web", "tc ingress", "drop connection_rate");
     assert!(!scene.segments_for_itself(), "veths leave segmentation to who receives");
 
@@ -100,12 +101,39 @@ fn a_pod_that_floods_another_is_refused_at_its_own_end_until_it_is_calm() {
     let (early_then, late_then) = (early(&agent), late(&agent));
     // A frame that a veth's ring has no room for is counted by nobody.
     assert!(early_then >= 500, "{early_then} were refused early");
+    assert_eq!(sent(&agent), early_then, "whose they were");
+    assert_eq!(agent.decisions("web", "xdp ingress", "note shielded"), 0);
     agent.rewrite_now(&file("1s"));
     eventually("the shield is down", || shields(&agent), Vec::is_empty);
     eventually("the pod leaves it to others", || scene.segments_for_itself(), |own| !own);
     scene.flood(4000, 50, None);
     assert_eq!((early(&agent), late(&agent)), (early_then, late_then + 50));
     assert_eq!(agent.metric("weir_shields_up", &[]), 0.0);
+}
+
+/// TC does not count who was refused: a pod that opens many connections while another floods may get a shield.
+#[test]
+fn a_shield_that_refuses_nothing_comes_down_and_stays_down() {
+    let lab = lab!();
+    let scene = Scene::new(&lab);
+    let file = scene.file("{ above: 100, calm: 1s }", "drop");
+    let agent = Agent::start(&lab, scene.node.namespace(), &file);
+    let (busy, noisy) = (&scene.noisy, &scene.client);
+    let both = || {
+        for (from, port) in [(busy, 80), (noisy, 8080)] {
+            Wire::open_alone(from).unwrap().flood(500, Some(4000), |number| {
+                let source = SocketAddr::new(from.ipv4().into(), 2000 + number as u16);
+                syn(source, scene.to(port), number as u32)
+            });
+        }
+        (agent.metric("weir_shields_raised_total", &[]), shields(&agent).len())
+    };
+    eventually("a shield is up", both, |now| *now == (1.0, 1));
+    eventually("it is down", both, |now| *now == (1.0, 0));
+    for _ in 0..12 {
+        assert_eq!(both(), (1.0, 0));
+    }
+    assert_eq!(agent.decisions("noisy", "xdp ingress", "note shielded"), 0);
 }
 
 #[test]

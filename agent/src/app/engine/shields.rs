@@ -15,7 +15,6 @@ use crate::{
     config::ShieldMode,
     datapath::{Attached, Attachment, BOTH_WAYS, DatapathError, Pace, Side, Target},
     kube::Cause,
-    workload::interfaces,
 };
 
 /// The host's ends of workloads, and their shields.
@@ -37,9 +36,7 @@ struct End {
     interface: String,
     workload: Identity,
     shield: Shield,
-    /// Packets that had come in at the last look.
-    received: Option<u64>,
-    /// SYNs per second that may be its and are refused.
+    /// SYNs per second of it that are refused; at most, while the shield is down.
     flood: f64,
 }
 
@@ -70,8 +67,7 @@ impl Shields {
             let mut end = known.unwrap_or_else(|| End {
                 interface: attachment.interface.clone(),
                 workload,
-                shield: if inherited { Shield::UP } else { Shield::default() },
-                received: None,
+                shield: if inherited { Shield::INHERITED } else { Shield::default() },
                 flood: 0.0,
             });
             let is_up = match mode {
@@ -101,10 +97,6 @@ impl Shields {
         self.inherited.clear();
         shields
     }
-
-    fn is_any_up(&self) -> bool {
-        self.ends.values().any(|end| end.shield.is_up())
-    }
 }
 
 impl Engine {
@@ -120,20 +112,11 @@ impl Engine {
         };
         let syns: BTreeMap<Identity, Syns> = self.observer.syns().collect();
         let refused = syns.values().map(|syns| syns.refused).sum();
-        let early = syns.values().map(|syns| syns.early).sum();
-        let received = if self.shields.is_any_up() { received() } else { BTreeMap::new() };
         let now_ns = self.clock.monotonic_ns();
         let mut turns = Vec::new();
-        for (index, end) in &mut self.shields.ends {
-            let so_far = received.get(index).copied();
-            // A look is about a second after the other; nothing is known of the first.
-            let packets = match (end.received, so_far) {
-                (Some(before), Some(now)) => now.saturating_sub(before) as f64,
-                _ => f64::INFINITY,
-            };
-            end.received = so_far;
-            let sent = syns.get(&end.workload).map_or(0.0, |syns| syns.sent);
-            let seen = Seen { sent, packets, refused, early };
+        for end in self.shields.ends.values_mut() {
+            let Syns { sent, shielded, .. } = syns.get(&end.workload).copied().unwrap_or_default();
+            let seen = Seen { sent, shielded, refused };
             end.flood = end.shield.flood(seen);
             if let Some(turn) = end.shield.look(end.flood, terms, now_ns) {
                 turns.push((end.workload, end.interface.clone(), end.flood, turn));
@@ -167,8 +150,8 @@ impl Engine {
                     "it floods others of this node: its shield goes up"
                 );
                 let note = format!(
-                    "sends {flood:.0} SYNs a second that are refused to others of this node: XDP \
-                     refuses them at {interface}, and segmentation offload is off for the pod, \
+                    "up to {flood:.0} SYNs a second that it sends to others of this node are refused: \
+                     XDP refuses them at {interface}, and segmentation offload is off for the pod, \
                      until it is calm"
                 );
                 (Cause::ShieldUp, note)
@@ -225,10 +208,4 @@ impl Engine {
         }
         self.shields.status = now;
     }
-}
-
-/// Packets that each interface has received so far.
-fn received() -> BTreeMap<u32, u64> {
-    let links = interfaces::list().unwrap_or_default();
-    links.into_iter().map(|link| (link.index, link.received)).collect()
 }
