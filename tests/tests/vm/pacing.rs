@@ -1,13 +1,13 @@
 //! Limits of bytes that delay: this kernel has `fq`, which sends packets when they are due.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
 use weir::{
     datapath::VolumeCounts,
-    lab::{Lab, choose_queue, impair},
+    lab::{Host, Lab, choose_queue, impair},
 };
 use weir_tests::{
     agent::{Agent, eventually},
@@ -107,6 +107,56 @@ fn delayed_connections_get_their_rate() {
     });
 }
 
+/// Datagrams that are sent at once arrive at the limit's rate: each waits until its turn, none longer than it
+/// may.
+#[test]
+fn datagrams_wait_their_turn() {
+    const PAYLOAD: usize = 1400;
+    const ON_THE_WIRE: usize = PAYLOAD + 42;
+    const COUNT: usize = 11;
+    const BURST: usize = 3 * 1514;
+    const RATE: f64 = 125e3;
+    inside!(|| {
+        for (side, limit) in [(Side::Host, "ingress-bandwidth"), (Side::Pod, "egress-bandwidth")] {
+            let lab = Lab::new().unwrap();
+            let node = lab.node("node").unwrap();
+            let (web, client) = (node.pod("web").unwrap(), node.client("client").unwrap());
+            let policy = format!("policy: {{ {limit}: 1Mbit/s burst={BURST}B }}");
+            let file = node_file_with(side, &web, &policy);
+            let agent = Agent::start(&lab, node.namespace(), &file);
+            assert_eq!(pace(&agent), (Some("own fq".to_owned()), None));
+            let (from, to) = if side == Side::Host { (&client, &web) } else { (&web, &client) };
+            let socket = |host: &Host| {
+                let address = SocketAddr::new(host.ipv4().into(), 0);
+                host.namespace().run(|| UdpSocket::bind(address)).unwrap().unwrap()
+            };
+            let (source, sink) = (socket(from), socket(to));
+            sink.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            source.connect(sink.local_addr().unwrap()).unwrap();
+            let mut buffer = [0; PAYLOAD];
+            let mut arrives = || sink.recv(&mut buffer).unwrap();
+            // From here on each knows the other's link address.
+            source.send(&[]).unwrap();
+            arrives();
+
+            let begin = Instant::now();
+            for _ in 0..COUNT {
+                source.send(&[0x55; PAYLOAD]).unwrap();
+            }
+            let sent = begin.elapsed();
+            (0..COUNT).for_each(|_| assert_eq!(arrives(), PAYLOAD));
+            let arrived = begin.elapsed();
+            let due = Duration::from_secs_f64((COUNT * ON_THE_WIRE - BURST) as f64 / RATE);
+            let row = format!(
+                "{limit}: sent in {sent:?}, the last due after {due:?}, there after {arrived:?}"
+            );
+            println!("{}{row}", vm::FIGURE);
+            assert!(arrived >= due.mul_f64(0.8), "{row}");
+            assert_eq!(volume(&agent, limit).dropped_packets, 0, "{row}");
+        }
+    });
+}
+
 /// An `fq` of the agent comes and goes with the word, outlives the agent, and goes at uninstall; that of
 /// somebody else is used and stays; another queue is left alone.
 #[test]
@@ -150,6 +200,6 @@ fn an_fq_comes_and_goes_with_the_word_and_others_queues_stay() {
     });
 }
 
-fn node_file_with(side: Side, web: &weir::lab::Host, policy: &str) -> String {
+fn node_file_with(side: Side, web: &Host, policy: &str) -> String {
     format!("pace: fq\nworkloads:\n{}", side.entry(web, &[policy]))
 }
