@@ -12,6 +12,7 @@ mod node_file;
 mod read;
 mod report;
 mod rls;
+mod workloads;
 mod xds;
 pub(crate) mod yaml;
 

@@ -1,10 +1,11 @@
 //! Node files read: whole, wrong, and after a better one.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::{Attach, Location};
 
 const WHOLE: &str = r#"
 mode: enforce
