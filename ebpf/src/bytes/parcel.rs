@@ -30,6 +30,7 @@ pub struct Parcel {
     pub bytes: u32,
     /// On the wire.
     pub packets: u32,
+    /// What a connection's charge is rounded by; 0 without [`Self::flow`].
     pub random: u32,
     /// [`MUST_PASS`] and the others; bit 0 is the direction.
     pub flags: u32,
@@ -85,17 +86,18 @@ impl Parcel {
                 packets = 1;
             }
         }
-        // SAFETY: no preconditions.
-        let random = unsafe { bpf_get_prandom_u32() };
-        Self { now_ns, flow: 0, peer: segment.peer(direction), bytes, packets, random, flags }
+        let peer = segment.peer(direction);
+        Self { now_ns, flow: 0, peer, bytes, packets, random: 0, flags }
     }
 
     /// Finds its connection, if it is one of TCP. For blocks with a bucket for each: the others need not
-    /// pay for the hash.
+    /// pay for the hash, nor for the number that rounds what is charged.
     #[inline(always)]
     pub fn find_flow(&mut self, segment: &Segment) {
         if self.is_tcp() {
             self.flow = weir_flow(segment);
+            // SAFETY: no preconditions.
+            self.random = unsafe { bpf_get_prandom_u32() };
         }
     }
 
