@@ -4,6 +4,7 @@ pub mod ads;
 pub mod agent;
 pub mod apiserver;
 pub mod bpf;
+pub mod counters;
 pub mod envoy;
 pub mod filters;
 pub mod http;

@@ -17,12 +17,13 @@ use nix::sys::socket::{setsockopt, sockopt};
 use weir::lab::Lab;
 
 use super::{
+    bpf::{self, Hook, Kind, XDP_PASS},
     connections::await_input,
     cpu::{self, Meter},
     estimate::{Estimate, in_turns},
     paths::Added,
     report::{Report, Target},
-    site::{Guard, Site, has_nft, limit},
+    site::{End, Guard, Site, Xdp, has_nft, limit},
 };
 
 /// The name of this bench.
@@ -59,7 +60,10 @@ pub(crate) fn run(
     let lab = Lab::new()?;
     let mut contenders = vec![
         ("nothing", Site::new(&lab, "bare", Guard::Nothing)?),
-        ("weir", Site::new(&lab, "weir", Guard::Weir { policy: &[limit::FAR], uplink: false })?),
+        (
+            "weir",
+            Site::new(&lab, "weir", Guard::Weir { policy: &[limit::FAR], xdp: Xdp::Nowhere })?,
+        ),
     ];
     if has_nft() {
         let verdict = format!("{} drop", limit::FAR_NFT);
@@ -70,7 +74,11 @@ pub(crate) fn run(
     }
     let policy: &[&str] = &["ingress-bandwidth: 1Tbit/s", "egress-bandwidth: 1Tbit/s"];
     contenders
-        .push(("weir bytes", Site::new(&lab, "bytes", Guard::Weir { policy, uplink: false })?));
+        .push(("weir bytes", Site::new(&lab, "bytes", Guard::Weir { policy, xdp: Xdp::Nowhere })?));
+    // What a shield does to what is no SYN: its pod cuts its own segments.
+    let mut shield = Site::new(&lab, "xdp", Guard::Nothing)?;
+    shield.attach(&bpf::returning(Kind::Xdp, XDP_PASS)?, Hook::Xdp, End::Pod)?;
+    contenders.push(("xdp at its veth", shield));
     let peer = contenders.iter().position(|(who, _)| *who == "nft forward");
     let mut places = Vec::new();
     for (_, site) in &contenders {

@@ -21,13 +21,13 @@ use anyhow::{Context as _, Result, anyhow};
 use nix::sys::socket::{setsockopt, sockopt};
 use weir::lab::Lab;
 use weir_common::{debt, gcra::q8};
-use weir_tests::site::stack_counter;
+use weir_tests::{counters::Packets, site::stack_counter};
 
 use super::{
     cpu::Meter,
     estimate::{Estimate, in_turns},
     report::{Report, Target},
-    site::{Guard, Packets, Site, has_nft},
+    site::{Guard, Site, Xdp, has_nft},
 };
 
 /// The name of this bench.
@@ -70,12 +70,24 @@ struct Round {
 
 /// Measures.
 pub(crate) fn run(report: &mut Report, effort: Effort) -> Result<()> {
-    for &mbit in effort.rates {
+    let half = half_of_the_line(effort)?;
+    report
+        .note(format!("bytes: {half} Mbit/s is half of what one connection gets without a limit"));
+    for mbit in effort.rates.iter().copied().chain([half]) {
         for &connections in effort.connections {
             row(report, effort, mbit, connections)?;
         }
     }
-    contended(report, effort.rounds * 3)
+    contended(report, effort.rounds * 24)
+}
+
+/// Half of what one connection gets where nothing limits it, in whole hundreds of Mbit/s.
+fn half_of_the_line(effort: Effort) -> Result<u32> {
+    const MBIT: f64 = 125_000.0;
+    let lab = Lab::new()?;
+    let site = Site::new(&lab, "line", Guard::Nothing)?;
+    let line = round(&site, &Meter::new(site.agent())?, MBIT, 1, effort)?.rate;
+    Ok(((line / 200.0) as u32).max(1) * 100)
 }
 
 fn row(report: &mut Report, effort: Effort, mbit: u32, connections: usize) -> Result<()> {
@@ -84,7 +96,7 @@ fn row(report: &mut Report, effort: Effort, mbit: u32, connections: usize) -> Re
     // As the policy's default: 250 ms.
     let burst = bytes / 4;
     let policy = format!("ingress-bandwidth: {mbit}Mbit/s");
-    let weir = Guard::Weir { policy: &[&policy], uplink: false };
+    let weir = Guard::Weir { policy: &[&policy], xdp: Xdp::Nowhere };
     let tbf = format!("root tbf rate {mbit}mbit burst {burst} latency 50ms");
     let htb = [
         "root handle 1: htb default 1".to_owned(),

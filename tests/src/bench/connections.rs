@@ -34,7 +34,7 @@ use super::{
     estimate::{Estimate, in_turns},
     paths::Added,
     report::{Report, Target},
-    site::{Guard, Site, has_nft, limit},
+    site::{Guard, Site, Xdp, has_nft, limit},
 };
 
 /// The name of this bench.
@@ -75,7 +75,10 @@ pub(crate) fn run(
     let mut contenders = vec![
         ("nothing", Site::new(&lab, "bare", Guard::Nothing)?),
         ("empty tc programs", Site::new(&lab, "empty", Guard::Empty)?),
-        ("weir", Site::new(&lab, "weir", Guard::Weir { policy: &[limit::FAR], uplink: false })?),
+        (
+            "weir",
+            Site::new(&lab, "weir", Guard::Weir { policy: &[limit::FAR], xdp: Xdp::Nowhere })?,
+        ),
     ];
     if has_nft() {
         let verdict = format!("{} drop", limit::FAR_NFT);

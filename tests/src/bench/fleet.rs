@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use envoy_types::pb::envoy::{
     extensions::common::ratelimit::v3::{RateLimitDescriptor, rate_limit_descriptor::Entry},
     service::ratelimit::v3::{RateLimitRequest, rate_limit_response::Code},
@@ -405,6 +405,9 @@ fn paced(site: &Site, key: &str, lasting: Duration) -> Result<f64> {
     Ok((agent.fleet.figures().commands - before) as f64 / decisions.max(1) as f64)
 }
 
+/// How long agents may take until each has a share of the limit, to go on with while the store is away.
+const SHARE_WITHIN: Duration = Duration::from_secs(30);
+
 /// Redis stops answering, answers again, is killed and comes back, under load.
 fn outage(report: &mut Report, mut site: Site, effort: Effort) -> Result<()> {
     let Site { server, agents, .. } = &mut site;
@@ -435,8 +438,13 @@ fn outage(report: &mut Report, mut site: Site, effort: Effort) -> Result<()> {
                 })
                 .collect();
             let has_share = |agent: &Agent| agent.fleet.figures().assumed_share > 0;
-            while !agents.iter().all(has_share) && begin.elapsed() < Duration::from_secs(30) {
+            let all_have_one = || agents.iter().all(has_share);
+            while !all_have_one() && begin.elapsed() < SHARE_WITHIN {
                 thread::sleep(Duration::from_millis(100));
+            }
+            if !all_have_one() {
+                is_over.store(true, Relaxed);
+                bail!("after {SHARE_WITHIN:?} an agent has no share to go on with");
             }
             server.freeze();
             thread::sleep(step);

@@ -26,7 +26,7 @@ use super::{
     estimate::{Estimate, in_turns},
     frame::{Frames, Source, Vary},
     report::{Report, Target},
-    site::{End, Guard, Site, has_nft, limit},
+    site::{End, Guard, Site, Xdp, has_nft, limit},
 };
 
 /// The name of this bench.
@@ -47,6 +47,8 @@ enum Who {
     WeirXdp,
     BareTc,
     WeirTc,
+    /// Of a workload of the same node.
+    WeirShield,
     Nft(&'static str),
 }
 
@@ -68,7 +70,7 @@ struct Contender {
 
 /// Measures.
 pub(crate) fn run(report: &mut Report, rounds: usize, length: Duration) -> Result<()> {
-    let mut drops = vec![Who::BareXdp, Who::WeirXdp, Who::BareTc, Who::WeirTc];
+    let mut drops = vec![Who::BareXdp, Who::WeirXdp, Who::WeirShield, Who::BareTc, Who::WeirTc];
     let mut resets = vec![Who::WeirXdp, Who::WeirTc];
     if has_nft() {
         drops.push(Who::Nft("prerouting priority raw"));
@@ -82,6 +84,7 @@ pub(crate) fn run(report: &mut Report, rounds: usize, length: Duration) -> Resul
         ("weir xdp", "bare xdp", 0.7),
         ("weir xdp", "nft prerouting", 1.5),
         ("weir tc", "bare tc", 0.8),
+        ("weir shield", "weir tc", 1.5),
     ] {
         hold(report, "drop", &names, &rates, one, other, least);
     }
@@ -162,6 +165,7 @@ fn name(who: Who) -> String {
         Who::WeirXdp => "weir xdp".to_owned(),
         Who::BareTc => "bare tc".to_owned(),
         Who::WeirTc => "weir tc".to_owned(),
+        Who::WeirShield => "weir shield".to_owned(),
         Who::Nft(hook) => format!("nft {}", hook.split(' ').next().unwrap_or(hook)),
     }
 }
@@ -186,8 +190,9 @@ impl Contender {
         };
         let guard = match who {
             Who::BareXdp | Who::BareTc => Guard::Nothing,
-            Who::WeirXdp => Guard::Weir { policy: &policy, uplink: true },
-            Who::WeirTc => Guard::Weir { policy: &policy, uplink: false },
+            Who::WeirXdp => Guard::Weir { policy: &policy, xdp: Xdp::Uplink },
+            Who::WeirTc => Guard::Weir { policy: &policy, xdp: Xdp::Nowhere },
+            Who::WeirShield => Guard::Weir { policy: &policy, xdp: Xdp::Shield },
             Who::Nft(hook) => Guard::Nft { hook, verdict: &verdict },
         };
         let mut site = Site::new(lab, &format!("f{number}"), guard)?;
@@ -201,7 +206,7 @@ impl Contender {
             Who::BareTc => put(Kind::Tc, TC_SHOT, Hook::TcEgress, End::Pod)?,
             // A veth does not tell its peer about frames of XDP_TX unless that runs XDP too.
             Who::WeirXdp => put(Kind::Xdp, XDP_PASS, Hook::Xdp, End::Client)?,
-            Who::WeirTc | Who::Nft(_) => {}
+            Who::WeirTc | Who::WeirShield | Who::Nft(_) => {}
         }
         put(Kind::Tc, TC_SHOT, Hook::TcIngress, End::Client)?;
         let source = syns(&site)?

@@ -24,7 +24,7 @@ use super::{
     cpu,
     estimate::{Estimate, in_turns},
     report::{Report, Target},
-    site::{Guard, Site, has_nft, limit},
+    site::{Guard, Site, Xdp, has_nft, limit},
 };
 
 /// The name of this bench.
@@ -49,13 +49,17 @@ pub(crate) fn run(report: &mut Report, rounds: usize, drops: Duration) -> Result
             Site::new(
                 &lab,
                 "weir",
-                Guard::Weir { policy: &weir("on-limit: reset"), uplink: false },
+                Guard::Weir { policy: &weir("on-limit: reset"), xdp: Xdp::Nowhere },
             )?,
         ),
     ];
     let mut silent = vec![(
         "weir",
-        Site::new(&lab, "weird", Guard::Weir { policy: &weir("on-limit: drop"), uplink: false })?,
+        Site::new(
+            &lab,
+            "weird",
+            Guard::Weir { policy: &weir("on-limit: drop"), xdp: Xdp::Nowhere },
+        )?,
     )];
     if has_nft() {
         let verdict = format!("{} reject with tcp reset", limit::SPENT_NFT);

@@ -132,7 +132,17 @@ impl Report {
             return;
         };
         let outcome = target.map(|target| target.outcome(&estimate));
-        self.figures.push(Figure { bench, name, unit, estimate, target, outcome });
+        let figure = Figure { bench, name, unit, estimate, target, outcome };
+        // A whole run takes long: what is known is said at once, and kept where the run is cut short.
+        let [name, unit, value, interval, target, outcome] = figure.row();
+        eprintln!(
+            "{}",
+            [&name, &value, &unit, &interval, &target, &outcome]
+                .map(|cell| cell.as_str())
+                .join(" ")
+                .trim_end()
+        );
+        self.figures.push(figure);
     }
 
     /// The table.

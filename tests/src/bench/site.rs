@@ -17,6 +17,8 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use weir::lab::{Host, Lab, Namespace, Node, Offload, Process, link_index, set_offload};
 
+use weir_tests::counters::Packets;
+
 use super::bpf::{self, Hook, Kind, Program};
 
 /// How long an agent may take to attach.
@@ -48,14 +50,24 @@ pub(crate) enum Guard<'a> {
     Nothing,
     /// By programs that do nothing, where weir's would be: what the hooks cost by themselves.
     Empty,
-    /// By an agent with these lines of policy; on the uplink too, or at the pod alone.
-    Weir { policy: &'a [&'a str], uplink: bool },
+    /// By an agent with these lines of policy, at the pod, and early.
+    Weir { policy: &'a [&'a str], xdp: Xdp },
     /// By nftables: for SYNs to the pod, at this hook, this verdict (with its limit).
     Nft { hook: &'a str, verdict: &'a str },
     /// By nftables: for all that is forwarded to the pod, this verdict.
     NftBytes(&'a str),
     /// By a queue at the node's end of the pod's veth pair, as `tc` is told of it, with its class.
     Queue { qdisc: &'a str, class: Option<&'a str> },
+}
+
+/// Where weir has XDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Xdp {
+    Nowhere,
+    /// At the node's end of the client's way.
+    Uplink,
+    /// There too, but the client is a workload of the node that has a shield.
+    Shield,
 }
 
 /// One of a site's interfaces.
@@ -93,8 +105,8 @@ impl Site {
                     site.attach(&bpf::returning(Kind::Tc, Kind::Tc.pass())?, hook, End::Pod)?;
                 }
             }
-            Guard::Weir { policy, uplink } => {
-                let agent = site.start_agent(lab, name, policy, uplink);
+            Guard::Weir { policy, xdp } => {
+                let agent = site.start_agent(lab, name, policy, xdp);
                 site.agent =
                     Some(agent.with_context(|| format!("cannot start the agent of {name}"))?);
             }
@@ -173,11 +185,8 @@ impl Site {
 
     /// Packets that an interface of a namespace has received and sent so far.
     pub(crate) fn packets(&self, namespace: &Namespace, interface: &str) -> Result<Packets> {
-        // The kernel shows the interfaces of the thread that looks.
-        let text = namespace.run(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
-        let text = text.context("cannot read the counters of interfaces")?;
-        Packets::find(&text, interface)
-            .with_context(|| format!("{} has no interface {interface}", namespace.name()))
+        Packets::read(namespace, interface)
+            .with_context(|| format!("cannot read the counters of {interface}"))
     }
 
     /// Packets at the node's end of the pod's veth pair: received are those from the pod.
@@ -190,10 +199,10 @@ impl Site {
         self.packets(self.client.namespace(), self.client.interface())
     }
 
-    fn start_agent(&self, lab: &Lab, name: &str, policy: &[&str], uplink: bool) -> Result<Agent> {
+    fn start_agent(&self, lab: &Lab, name: &str, policy: &[&str], xdp: Xdp) -> Result<Agent> {
         let at = |what: &str| lab.directory().join(format!("{name}.{what}"));
         let (file, socket, log) = (at("yaml"), at("sock"), at("log"));
-        fs::write(&file, self.node_file(policy, uplink))
+        fs::write(&file, self.node_file(policy, xdp))
             .with_context(|| format!("cannot write {}", file.display()))?;
         // Each agent its own pins, beside each other in the lab's BPF file system.
         let pins = lab.pins().with_file_name(name);
@@ -210,18 +219,28 @@ impl Site {
         Ok(Agent { process: agent, socket })
     }
 
-    fn node_file(&self, policy: &[&str], uplink: bool) -> String {
-        let mut text = String::from("mode: enforce\n");
-        if uplink {
-            let name = self.client.node_interface();
-            text += &format!("uplinks:\n  - interface: {name}\n    xdp: native\n");
+    fn node_file(&self, policy: &[&str], xdp: Xdp) -> String {
+        let workload = |name: &str, host: &Host| {
+            format!(
+                "  - name: {name}\n    netns: {}\n    interface: {}\n    addresses: [{}]\n",
+                host.namespace().name(),
+                host.interface(),
+                host.ipv4(),
+            )
+        };
+        let mut text = match xdp {
+            Xdp::Nowhere => String::new(),
+            Xdp::Uplink => {
+                let name = self.client.node_interface();
+                format!("uplinks:\n  - interface: {name}\n    xdp: native\n")
+            }
+            Xdp::Shield => "shield: { xdp: always }\n".to_owned(),
+        };
+        text += "mode: enforce\nworkloads:\n";
+        if xdp == Xdp::Shield {
+            text += &workload("client", &self.client);
         }
-        text += &format!(
-            "workloads:\n  - name: pod\n    netns: {}\n    interface: {}\n    addresses: [{}]\n",
-            self.pod.namespace().name(),
-            self.pod.interface(),
-            self.pod.ipv4(),
-        );
+        text += &workload("pod", &self.pod);
         // The budget for resets is out of the way: what is measured is how fast it can refuse.
         text += "    resets: 10000000/s burst=10000000\n    policy:\n";
         for line in policy {
@@ -315,38 +334,6 @@ fn feed(namespace: &Namespace, tool: &str, arguments: &[&str], input: &str) -> R
     Ok(())
 }
 
-/// Counters of an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Packets {
-    pub(crate) received: u64,
-    pub(crate) sent: u64,
-    /// With their Ethernet headers; what is handed over as one packet has one of each header.
-    pub(crate) sent_bytes: u64,
-}
-
-impl Packets {
-    fn find(text: &str, interface: &str) -> Option<Self> {
-        let line =
-            text.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'))?;
-        let numbers: Vec<u64> =
-            line.split_whitespace().map_while(|word| word.parse().ok()).collect();
-        Some(Self {
-            received: *numbers.get(1)?,
-            sent: *numbers.get(9)?,
-            sent_bytes: *numbers.get(8)?,
-        })
-    }
-
-    /// What was added since.
-    pub(crate) fn since(self, before: Self) -> Self {
-        Self {
-            received: self.received - before.received,
-            sent: self.sent - before.sent,
-            sent_bytes: self.sent_bytes - before.sent_bytes,
-        }
-    }
-}
-
 /// As people write it.
 struct Mac([u8; 6]);
 
@@ -354,26 +341,5 @@ impl std::fmt::Display for Mac {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let words: Vec<_> = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
         f.write_str(&words.join(":"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_counters_of_an_interface_are_found_by_its_whole_name() {
-        let text = "Inter-|   Receive                                                |  Transmit\n \
-                    face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets\n  \
-                    veth-a-p:     1  2  0 0 0 0 0 0   3   4  0 0 0 0 0 0\nveth-a: 9 8 0 0 0 0 0 0 7 6 0 0 0 0 0 0\n";
-        assert_eq!(
-            Packets::find(text, "veth-a"),
-            Some(Packets { received: 8, sent: 6, sent_bytes: 7 })
-        );
-        assert_eq!(
-            Packets::find(text, "veth-a-p"),
-            Some(Packets { received: 2, sent: 4, sent_bytes: 3 })
-        );
-        assert_eq!(Packets::find(text, "veth"), None);
     }
 }
