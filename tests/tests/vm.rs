@@ -40,6 +40,8 @@ macro_rules! inside {
 mod handups;
 #[path = "vm/pacing.rs"]
 mod pacing;
+#[path = "vm/shields.rs"]
+mod shields;
 
 #[test]
 fn the_demo_ends_as_predicted() {

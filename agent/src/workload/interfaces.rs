@@ -56,6 +56,29 @@ pub fn list() -> io::Result<Vec<Interface>> {
     })
 }
 
+/// Bytes that these interfaces of the calling thread's namespace have received so far. One that is not
+/// there, or no more, is left out.
+pub fn received_bytes(indexes: &[u32]) -> io::Result<BTreeMap<u32, u64>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let connection = tokio::spawn(connection);
+        let mut found = BTreeMap::new();
+        for &index in indexes {
+            let mut links = handle.link().get().match_index(index).execute();
+            if let Ok(Some(link)) = links.try_next().await {
+                let bytes = link.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Stats64(stats) => Some(stats.rx_bytes),
+                    _ => None,
+                });
+                found.extend(bytes.map(|bytes| (index, bytes)));
+            }
+        }
+        connection.abort();
+        Ok(found)
+    })
+}
+
 /// The node's own addresses: those of the calling thread's namespace, but for loopback's.
 pub fn node_addresses() -> io::Result<Vec<IpAddr>> {
     let all = list()?.into_iter().flat_map(|interface| interface.addresses);

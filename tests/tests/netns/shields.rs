@@ -1,6 +1,6 @@
 //! XDP at the host's end of a pod that floods another: there while it floods, and gone without a trace.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, thread, time::Duration};
 
 use weir::{
     app::view::ShieldStatus,
@@ -9,8 +9,10 @@ use weir::{
 use weir_tests::{
     agent::{Agent, eventually},
     bpf::Foreign,
+    counters::Packets,
     raw::{Wire, syn},
     site::{Side, ask, node_file, serve},
+    traffic::{self, Bulk},
 };
 
 /// The pod that floods, the one that is flooded, and who asks that one for something else.
@@ -40,9 +42,9 @@ impl Scene {
         SocketAddr::new(self.web.ipv4().into(), port)
     }
 
-    /// So many SYNs to port 8080, from as many ports.
+    /// So many SYNs to port 8080, from as many ports, beside what else the pod does.
     fn flood(&self, from: u16, count: u64, per_second: Option<u64>) {
-        let wire = Wire::open_alone(&self.noisy).unwrap();
+        let wire = Wire::open(&self.noisy).unwrap();
         wire.flood(count, per_second, |number| {
             let port = from + number as u16;
             syn(SocketAddr::new(self.noisy.ipv4().into(), port), self.to(8080), number as u32)
@@ -51,6 +53,20 @@ impl Scene {
 
     fn segments_for_itself(&self) -> bool {
         !has_offload(self.noisy.namespace(), self.noisy.interface(), Offload::Tso).unwrap()
+    }
+
+    /// Payload of a packet, on the average, where `noisy` sends as fast as it goes.
+    fn bytes_of_a_packet(&self) -> u64 {
+        let end = self.noisy.node_interface();
+        let count = || Packets::read(self.node.namespace(), &end).unwrap().received;
+        let before = count();
+        self.send_for(Duration::from_millis(100)) / (count() - before)
+    }
+
+    /// Sends as fast as it goes from `noisy`, over one connection: so many bytes arrive.
+    fn send_for(&self, time: Duration) -> u64 {
+        let bulk = Bulk { port: 9, connections: 1, time, congestion: "cubic" };
+        traffic::tcp(&self.noisy, &self.web, self.web.ipv4().into(), bulk)[0].received
     }
 }
 
@@ -136,6 +152,40 @@ fn a_shield_that_refuses_nothing_comes_down_and_stays_down() {
     assert_eq!(agent.decisions("noisy", "xdp ingress", "note shielded"), 0);
 }
 
+/// Segments that the pod must cut by itself cost more than refused SYNs do.
+#[test]
+fn a_pod_that_sends_much_else_has_no_shield() {
+    let lab = lab!();
+    let scene = Scene::new(&lab);
+    let file = scene.file("{ above: 100, calm: 1s }", "drop");
+    let agent = Agent::start(&lab, scene.node.namespace(), &file);
+    let raised = || agent.metric("weir_shields_raised_total", &[]);
+    let late = || agent.decisions("web", "tc ingress", "drop connection_rate");
+    thread::scope(|scope| {
+        let much = scope.spawn(|| {
+            scene.send_for(Duration::from_secs(5));
+        });
+        while !much.is_finished() {
+            scene.flood(1000, 1000, Some(4000));
+        }
+    });
+    assert!(late() >= 2000, "{} were refused", late());
+    assert_eq!(raised(), 0.0);
+    let flood = || {
+        scene.flood(1000, 1000, Some(4000));
+        raised()
+    };
+    eventually("the shield is up", flood, |raised| *raised == 1.0);
+    thread::scope(|scope| {
+        scope.spawn(|| scene.send_for(Duration::from_secs(6)));
+        let flood = || {
+            scene.flood(1000, 1000, Some(4000));
+            shields(&agent)
+        };
+        eventually("the shield is down", flood, Vec::is_empty);
+    });
+}
+
 #[test]
 fn what_is_refused_by_rst_is_answered_as_before() {
     let lab = lab!();
@@ -156,9 +206,13 @@ fn a_shield_that_is_always_up_goes_with_the_word_and_with_the_agent() {
     let (always, off) = (scene.file("{ xdp: always }", "drop"), scene.file("{ xdp: off }", "drop"));
     let mut agent = Agent::start(&lab, scene.node.namespace(), &always);
     assert!(scene.segments_for_itself());
+    let sent = scene.bytes_of_a_packet();
+    assert!(sent <= 1460, "{sent} bytes");
     agent.rewrite_now(&off);
     assert_eq!(shields(&agent), []);
     eventually("the pod leaves it to others", || scene.segments_for_itself(), |own| !own);
+    let sent = scene.bytes_of_a_packet();
+    assert!(sent >= 4 * 1460, "{sent} bytes");
     agent.rewrite_now(&always);
     assert!(scene.segments_for_itself());
     agent.terminate();

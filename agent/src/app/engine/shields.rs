@@ -15,6 +15,7 @@ use crate::{
     config::ShieldMode,
     datapath::{Attached, Attachment, BOTH_WAYS, DatapathError, Pace, Side, Target},
     kube::Cause,
+    workload::interfaces,
 };
 
 /// The host's ends of workloads, and their shields.
@@ -38,6 +39,18 @@ struct End {
     shield: Shield,
     /// SYNs per second of it that are refused; at most, while the shield is down.
     flood: f64,
+    /// Bytes that the workload has sent, and when they were read; while that matters.
+    bytes: Option<(u64, u64)>,
+}
+
+impl End {
+    /// Bytes per second since the last reading, which this one replaces; 0 when there was none.
+    fn bytes_since(&mut self, now: Option<u64>, now_ns: u64) -> f64 {
+        let before = std::mem::replace(&mut self.bytes, now.map(|now| (now, now_ns)));
+        let (Some((before, before_ns)), Some(now)) = (before, now) else { return 0.0 };
+        let seconds = now_ns.saturating_sub(before_ns) as f64 / 1e9;
+        if seconds > 0.0 { now.saturating_sub(before) as f64 / seconds } else { 0.0 }
+    }
 }
 
 impl Shields {
@@ -69,6 +82,7 @@ impl Shields {
                 workload,
                 shield: if inherited { Shield::INHERITED } else { Shield::default() },
                 flood: 0.0,
+                bytes: None,
             });
             let is_up = match mode {
                 ShieldMode::Auto => end.shield.is_up(),
@@ -99,6 +113,17 @@ impl Shields {
     }
 }
 
+/// Bytes that came in at these interfaces. Of those that cannot be read it is believed that only SYNs did.
+fn bytes_of(indexes: &[u32]) -> BTreeMap<u32, u64> {
+    if indexes.is_empty() {
+        return BTreeMap::new();
+    }
+    interfaces::received_bytes(indexes).unwrap_or_else(|error| {
+        warn!(%error, "cannot read what workloads that flood others send else");
+        BTreeMap::new()
+    })
+}
+
 impl Engine {
     /// A second is over: whose shields go up, whose come down.
     pub(super) fn look_for_floods(&mut self) {
@@ -113,12 +138,19 @@ impl Engine {
         let syns: BTreeMap<Identity, Syns> = self.observer.syns().collect();
         let refused = syns.values().map(|syns| syns.refused).sum();
         let now_ns = self.clock.monotonic_ns();
-        let mut turns = Vec::new();
-        for end in self.shields.ends.values_mut() {
+        let seen_of = |end: &End| {
             let Syns { sent, shielded, .. } = syns.get(&end.workload).copied().unwrap_or_default();
-            let seen = Seen { sent, shielded, refused };
+            Seen { sent, shielded, refused, bytes: 0.0 }
+        };
+        let asking = self.shields.ends.iter();
+        let asking = asking.filter(|(_, end)| end.shield.asks_for_bytes(seen_of(end), terms));
+        let bytes = bytes_of(&asking.map(|(&index, _)| index).collect::<Vec<_>>());
+        let mut turns = Vec::new();
+        for (index, end) in &mut self.shields.ends {
+            let mut seen = seen_of(end);
+            seen.bytes = end.bytes_since(bytes.get(index).copied(), now_ns);
             end.flood = end.shield.flood(seen);
-            if let Some(turn) = end.shield.look(end.flood, terms, now_ns) {
+            if let Some(turn) = end.shield.look(seen, terms, now_ns) {
                 turns.push((end.workload, end.interface.clone(), end.flood, turn));
             }
         }
