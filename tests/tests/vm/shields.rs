@@ -25,9 +25,10 @@ fn a_shield_comes_with_a_flood_and_goes_after_it() {
         let mut agent = Agent::start(&lab, node.namespace(), &file("1h"));
         assert_eq!(agent.workload("web").attached.as_deref(), Some("clsact"));
         let to = |port| SocketAddr::new(web.ipv4().into(), port);
-        let flood = |count| {
+        // What was admitted once is not judged again, so the last of them come from other ports.
+        let flood = |port: u16, count| {
             Wire::open(&noisy).unwrap().flood(count, Some(2000), |number| {
-                let from = SocketAddr::new(noisy.ipv4().into(), 1000 + number as u16);
+                let from = SocketAddr::new(noisy.ipv4().into(), port + number as u16);
                 syn(from, to(8080), number as u32)
             });
         };
@@ -40,7 +41,7 @@ fn a_shield_comes_with_a_flood_and_goes_after_it() {
         let up = [("noisy".to_owned(), Some("xdp".to_owned()))];
         assert!(!segments_for_itself());
         let flooded = || {
-            flood(500);
+            flood(1000, 500);
             shields(&agent)
         };
         eventually("the shield is up", flooded, |shields| *shields == up);
@@ -51,7 +52,7 @@ fn a_shield_comes_with_a_flood_and_goes_after_it() {
         };
 
         agent.kill();
-        flood(500);
+        flood(1000, 500);
         assert_eq!(ask(noisy.namespace(), to(80), 3).codes(), "ok:3");
         agent.restart();
         assert_eq!(shields(&agent), up);
@@ -64,7 +65,7 @@ fn a_shield_comes_with_a_flood_and_goes_after_it() {
         eventually("the pod leaves it to others", segments_for_itself, |own| !own);
         let late = agent.decisions("web", "tc ingress", "drop connection_rate");
         // Too few to raise it again.
-        flood(15);
+        flood(2000, 15);
         let now = agent.decisions("web", "tc ingress", "drop connection_rate");
         assert_eq!((counted(&agent).0, now), (early, late + 15));
         assert!(agent.terminate().success());
