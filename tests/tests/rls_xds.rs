@@ -321,7 +321,8 @@ async fn overlays_add_to_what_the_server_sends() {
         told[0].contains("warning: no resource describes the domain `default/eg/http`"),
         "{told:?}"
     );
-    assert_eq!(version(&site), "3");
+    // It is acknowledged a moment later.
+    until(|| version(&site), |version| version == "3").await;
     site.stop().await;
 }
 
