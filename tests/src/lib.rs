@@ -9,6 +9,7 @@ pub mod envoy;
 pub mod filters;
 pub mod http;
 pub mod kubelet;
+pub mod needs;
 pub mod open;
 pub mod packet;
 pub mod raw;

@@ -18,24 +18,13 @@ use std::{
 
 use weir::lab::{Host, Lab, Namespace, Node};
 use weir_tests::{
-    agent::{Agent, eventually, lab_or_skip},
-    envoy::{Envoy, Protocol, Rule, program_or_skip},
+    agent::{Agent, eventually},
+    envoy::{Envoy, Protocol, Rule},
     http::{End, Told, Web, clients, get, request},
+    lab_and_envoy,
     open::{connect, connect_within},
     site::{Side, stack_counter},
 };
-
-/// A lab and Envoy; ends the test, counted as skipped, where one cannot be.
-macro_rules! lab {
-    () => {{
-        fn here() {}
-        let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
-        match (lab_or_skip(test), program_or_skip(test)) {
-            (Some(lab), Some(program)) => (lab, program),
-            _ => return,
-        }
-    }};
-}
 
 /// The numbers of the rule, but for the ejection.
 const RULE: Rule = Rule {
@@ -137,7 +126,7 @@ fn print(who: &str, told: &Told) {
 /// C1: ten clients at a service that takes one connection.
 #[test]
 fn c1_one_connection_at_a_time_and_the_others_are_refused() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let from = site.client.namespace();
     let lasting = Duration::from_secs(3);
@@ -179,7 +168,7 @@ fn c1_one_connection_at_a_time_and_the_others_are_refused() {
 /// nobody gets there.
 #[test]
 fn c1_the_first_failed_connection_ejects_the_service() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let from = site.client.namespace();
     let lasting = Duration::from_secs(2);
@@ -225,7 +214,7 @@ fn c1_the_first_failed_connection_ejects_the_service() {
 /// connections and not what is said on them, unless it is told to look.
 #[test]
 fn c1_a_500_ejects_the_service_behind_envoy_and_behind_weir_where_it_reads_http() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let servers =
         [&site.behind_envoy, &site.behind_weir].map(|at| Web::start(at, 80, Duration::ZERO));
@@ -255,7 +244,7 @@ fn c1_a_500_ejects_the_service_behind_envoy_and_behind_weir_where_it_reads_http(
 /// noticed by a timer there and by the next who comes here.
 #[test]
 fn c1_silence_is_a_failure_to_both() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let from = site.client.namespace();
     let drops = weir_tests::bpf::Foreign::tc_drops_tcp("deaf").unwrap();
@@ -288,7 +277,7 @@ fn c1_silence_is_a_failure_to_both() {
 /// what is under way at its upstream, serves both; Weir limits who is connected, and serves one.
 #[test]
 fn c1_clients_that_keep_their_connections_take_turns_behind_envoy_alone() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let from = site.client.namespace();
     let behind_envoy = Web::start(&site.behind_envoy, 80, Duration::ZERO);
@@ -329,7 +318,7 @@ fn outbound_breaker(vm: &Host) -> String {
 /// is open where it is open, at the VM, and breaks off what the pod opens.
 #[test]
 fn c2_a_vms_database_is_called_once_at_a_time_and_not_at_all_when_it_is_down() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     // What the VM's agent writes has a place of its own.
     let on_vm = Lab::new().unwrap();
     let node = lab.node("node").unwrap();
@@ -396,7 +385,7 @@ fn c2_a_vms_database_is_called_once_at_a_time_and_not_at_all_when_it_is_down() {
 /// first moment of too much.
 #[test]
 fn c2_a_limit_at_the_vm_is_a_failure_to_its_callers_breaker() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let on_vm = Lab::new().unwrap();
     let node = lab.node("node").unwrap();
     let (with_envoy, with_weir) = (node.pod("app-e").unwrap(), node.pod("app-w").unwrap());
@@ -424,7 +413,7 @@ fn c2_a_limit_at_the_vm_is_a_failure_to_its_callers_breaker() {
 /// C3: two clusters, the same rule in both with an ejection of six seconds, and each minds its own.
 #[test]
 fn c3_each_cluster_ejects_its_own_service_and_takes_it_back() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let labs = [lab, Lab::new().unwrap()];
     let sites = labs.each_ref().map(Site::new);
     let rule = Rule { ejection_s: 6, ..RULE };

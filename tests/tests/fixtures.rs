@@ -12,9 +12,7 @@ macro_rules! programs {
         programs!(weir_tests::testrun::Globals::default())
     };
     ($globals:expr) => {{
-        fn here() {}
-        let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
-        match weir_tests::testrun::load_or_skip(test, $globals) {
+        match weir_tests::testrun::load_or_skip(weir_tests::this_test!(), $globals) {
             Some(programs) => programs,
             None => return,
         }
@@ -96,7 +94,5 @@ fn serve_at(programs: &mut Programs, slot: u32, policy: &Policy) {
 /// All of the above on Linux 6.1: its verifier, its compiler, its helpers.
 #[test]
 fn the_oldest_kernel_decides_the_same() {
-    fn here() {}
-    let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
-    vm::all_others_inside(test);
+    vm::all_others_inside(weir_tests::this_test!());
 }

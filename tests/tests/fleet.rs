@@ -9,16 +9,8 @@
     reason = "helpers of tests may panic as tests do"
 )]
 
-/// Ends the test, counted as skipped, where there is no Redis.
-macro_rules! redis_or_skip {
-    () => {{
-        fn here() {}
-        let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
-        if !weir_tests::redis::available_or_skip(test) {
-            return;
-        }
-    }};
-}
+#[macro_use(redis_or_skip)]
+extern crate weir_tests;
 
 #[path = "fleet/clocks.rs"]
 mod clocks;

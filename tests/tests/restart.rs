@@ -7,17 +7,8 @@
     reason = "helpers of tests may panic as tests do"
 )]
 
-/// A lab; ends the test, counted as skipped, where that cannot be.
-macro_rules! lab {
-    () => {{
-        fn here() {}
-        let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
-        match weir_tests::agent::lab_or_skip(test) {
-            Some(lab) => lab,
-            None => return,
-        }
-    }};
-}
+#[macro_use(lab)]
+extern crate weir_tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

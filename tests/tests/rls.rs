@@ -15,26 +15,15 @@ use std::{
 };
 
 use weir_tests::{
-    agent::{PATIENCE, eventually, lab_or_skip},
-    envoy::{Envoy, program_or_skip},
+    agent::{PATIENCE, eventually},
+    envoy::Envoy,
     http::Web,
+    lab_and_envoy,
     rls::{
         Answerer, HTTP, HTTP_LOCAL, Site, TCP, UPSTREAM, asked_meanwhile, codes, configuration,
         get, with_seconds_left,
     },
 };
-
-/// A lab and Envoy; ends the test, counted as skipped, where one cannot be.
-macro_rules! lab {
-    () => {{
-        fn here() {}
-        let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
-        match (lab_or_skip(test), program_or_skip(test)) {
-            (Some(lab), Some(program)) => (lab, program),
-            _ => return,
-        }
-    }};
-}
 
 /// So many admitted, then so many refused.
 fn then(admitted: usize, refused: usize) -> Vec<u16> {
@@ -45,7 +34,7 @@ fn then(admitted: usize, refused: usize) -> Vec<u16> {
 /// and numbers on all sides.
 #[test]
 fn a3_paths_are_limited_by_the_file_and_everybody_counts_the_same() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let agent = site.agent(&lab);
@@ -88,7 +77,7 @@ fn a3_paths_are_limited_by_the_file_and_everybody_counts_the_same() {
 /// The agent is gone: the filter's own word decides. It comes back, and so do answers.
 #[test]
 fn a_missing_agent_is_failure_mode_deny_both_ways() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let _web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let mut agent = site.agent(&lab);
@@ -121,7 +110,7 @@ fn a_missing_agent_is_failure_mode_deny_both_ways() {
 /// Priority 0 is the node's agent, priority 1 any other.
 #[test]
 fn another_agent_answers_while_the_local_one_is_stopped() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let _web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let mut local = site.agent(&lab);
@@ -154,7 +143,7 @@ fn another_agent_answers_while_the_local_one_is_stopped() {
 /// another node's: not one of its calls ends in an error.
 #[test]
 fn an_agent_is_replaced_twenty_times_under_load_and_no_call_fails() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let start = |number| {
@@ -186,7 +175,7 @@ fn an_agent_is_replaced_twenty_times_under_load_and_no_call_fails() {
 fn a_killed_agent_fails_the_calls_in_flight_alone() {
     const CLIENTS: u64 = 4;
     const KILLS: u64 = 5;
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let _web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let start = |number| Answerer::start(&lab, site.node.namespace(), &format!("agent-{number}"));
@@ -213,7 +202,7 @@ fn a_killed_agent_fails_the_calls_in_flight_alone() {
 /// A1: each proxy has ten tokens of its own, and gets one every six seconds.
 #[test]
 fn a1_each_proxy_has_a_bucket_of_its_own() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let _web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let _agent = site.agent(&lab);
@@ -240,7 +229,7 @@ fn a1_each_proxy_has_a_bucket_of_its_own() {
 /// A2: a path with a bucket of its own, and a smaller one for all else.
 #[test]
 fn a2_a_path_has_a_larger_bucket_than_all_else() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let _web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let _agent = site.agent(&lab);
@@ -268,7 +257,7 @@ fn a2_a_path_has_a_larger_bucket_than_all_else() {
 /// A5: one call a minute through the egress gateway, whoever in the mesh makes it.
 #[test]
 fn a5_the_egress_gateway_has_one_token_for_all() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let _agent = site.agent(&lab);
@@ -300,7 +289,7 @@ descriptors:
   - key: PATH
     rate_limit: { unit: minute, requests_per_unit: 100 }
 ";
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let agent = site.agent(&lab);
@@ -324,7 +313,7 @@ descriptors:
 /// A7, local: ten a minute in each cluster, each by itself. Here, two nodes that share nothing.
 #[test]
 fn a7_local_limits_of_two_clusters_are_apart() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let _web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let agents = [site.agent(&lab), Answerer::start(&lab, site.elsewhere.namespace(), "elsewhere")];
@@ -348,7 +337,7 @@ fn a7_local_limits_of_two_clusters_are_apart() {
 /// A4: one call a minute out of the mesh, for each sidecar.
 #[test]
 fn a4_calls_out_have_one_token() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let _agent = site.agent(&lab);
@@ -363,7 +352,7 @@ fn a4_calls_out_have_one_token() {
 /// B2: the network filter asks for each connection. What it writes as `limit` is not sent.
 #[test]
 fn b2_connections_are_limited_by_the_file() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let agent = site.agent(&lab);
@@ -395,7 +384,7 @@ fn b2_connections_are_limited_by_the_file() {
 /// Over the unix socket Envoy is known by its user, and a domain may be kept for one.
 #[test]
 fn envoy_asks_over_the_unix_socket_and_is_known_by_its_user() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let socket = lab.directory().join("rls.sock");
@@ -439,7 +428,7 @@ fn envoy_asks_over_the_unix_socket_and_is_known_by_its_user() {
 /// A ConfigMap's change is seen, keeps counts, and a broken one changes nothing.
 #[test]
 fn a_changed_file_holds_at_once_and_keeps_counts() {
-    let (lab, program) = lab!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let _web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let agent = site.agent(&lab);

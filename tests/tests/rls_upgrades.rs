@@ -10,9 +10,9 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use weir::lab::Lab;
 use weir_tests::{
-    agent::{Agent, eventually, lab_or_skip, request},
-    envoy::program_or_skip,
+    agent::{Agent, eventually, request},
     http::Web,
+    lab_and_envoy,
     rls::{Answerer, HTTP, QUOTAS, Site, UPSTREAM, asked_meanwhile},
     site::Side,
 };
@@ -42,8 +42,7 @@ fn probes(lab: &Lab, number: u32) -> PathBuf {
 /// kernel's count of connections misses none.
 #[test]
 fn an_agent_with_its_data_plane_is_replaced_twenty_times_and_no_call_fails() {
-    let test = "an_agent_with_its_data_plane_is_replaced_twenty_times_and_no_call_fails";
-    let (Some(lab), Some(program)) = (lab_or_skip(test), program_or_skip(test)) else { return };
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let web = Web::start(&site.web, UPSTREAM, Duration::ZERO);
     let file = node_file(&lab, &site);

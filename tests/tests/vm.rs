@@ -29,11 +29,7 @@ const FIRST: u16 = 1;
 
 /// Goes on in a virtual machine.
 macro_rules! inside {
-    ($work:expr) => {{
-        fn here() {}
-        let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
-        vm::inside(test, $work)
-    }};
+    ($work:expr) => {{ vm::inside(weir_tests::this_test!(), $work) }};
 }
 
 #[path = "vm/handups.rs"]

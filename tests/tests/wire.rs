@@ -147,9 +147,7 @@ macro_rules! wire {
         wire!($kind, false)
     };
     ($kind:expr, $offload:expr) => {{
-        fn here() {}
-        let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
-        match wire(test, $kind, $offload) {
+        match wire(weir_tests::this_test!(), $kind, $offload) {
             Some(wire) => wire,
             None => return,
         }

@@ -21,9 +21,10 @@ use weir::{
     lab::{Host, Lab, Node},
 };
 use weir_tests::{
-    agent::{PATIENCE, eventually, lab_or_skip},
-    envoy::{Envoy, program_or_skip},
+    agent::{PATIENCE, eventually},
+    envoy::Envoy,
     http::Web,
+    lab_and_envoy,
     redis::Server,
     rls::{Answerer, HTTP, PROXY, TCP, UPSTREAM, configuration, get, with_seconds_left},
 };
@@ -32,19 +33,6 @@ use weir_tests::{
 const REDIS: u16 = 6379;
 /// The domain of the files.
 const DOMAIN: &str = "productpage-ratelimit";
-
-/// A lab and Envoy; ends the test, counted as skipped, where one of them or Redis cannot be.
-macro_rules! lab {
-    () => {{
-        redis_or_skip!();
-        fn here() {}
-        let test = std::any::type_name_of_val(&here).trim_end_matches("::here");
-        match (lab_or_skip(test), program_or_skip(test)) {
-            (Some(lab), Some(program)) => (lab, program),
-            _ => return,
-        }
-    }};
-}
 
 /// What makes limits of the file the fleet's: the descriptors, as in the file.
 fn overlay(descriptors: &[(&str, Option<&str>)], policy: &str) -> String {
@@ -231,7 +219,8 @@ fn assert_exact(limit: u64, admitted: [u64; 3]) {
 /// A3: the ingress gateways of three clusters.
 #[test]
 fn a3_ingress_gateways_of_three_clusters_have_one_limit() {
-    let (lab, program) = lab!();
+    redis_or_skip!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let files = [("fleet.yaml", &*overlay(&PATHS, "deny"))];
     let fleet = site.start(&lab, &program, HTTP, &files);
@@ -282,7 +271,8 @@ descriptors:
   - key: PATH
     rate_limit: { unit: minute, requests_per_unit: 100 }
 ";
-    let (lab, program) = lab!();
+    redis_or_skip!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let paths = [("PATH", Some("/")), ("PATH", Some("/aa")), ("PATH", None)];
     let files = [("productpage.yaml", FILE), ("fleet.yaml", &*overlay(&paths, "deny"))];
@@ -302,7 +292,8 @@ descriptors:
 /// A7: a limit that is global, with everybody asking at once.
 #[test]
 fn a7_clusters_that_ask_at_once_have_one_limit() {
-    let (lab, program) = lab!();
+    redis_or_skip!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let files = [("fleet.yaml", &*overlay(&PATHS, "deny"))];
     let fleet = site.start(&lab, &program, HTTP, &files);
@@ -326,7 +317,8 @@ fn a7_clusters_that_ask_at_once_have_one_limit() {
 /// B2: the network filter asks for each connection. It writes another limit, which Envoy does not send.
 #[test]
 fn b2_connections_through_three_clusters_have_one_limit() {
-    let (lab, program) = lab!();
+    redis_or_skip!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let files = [("fleet.yaml", &*overlay(&CONNECTIONS, "deny"))];
     let fleet = site.start(&lab, &program, TCP, &files);
@@ -346,7 +338,8 @@ fn b2_connections_through_three_clusters_have_one_limit() {
 fn b5_callers_and_the_east_west_gateway_have_one_limit() {
     const CALLER: usize = 0;
     const GATEWAY: usize = 1;
-    let (lab, program) = lab!();
+    redis_or_skip!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let files = [("fleet.yaml", &*overlay(&CONNECTIONS, "deny"))];
     let fleet = site.start(&lab, &program, TCP, &files);
@@ -363,7 +356,8 @@ fn b5_callers_and_the_east_west_gateway_have_one_limit() {
 /// B6: first each cluster has a limit of its own; from the moment that an overlay says so, all have one.
 #[test]
 fn b6_limits_of_three_clusters_are_apart_until_they_are_the_fleets() {
-    let (lab, program) = lab!();
+    redis_or_skip!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let fleet = site.start(&lab, &program, TCP, &[]);
     within_a_minute(|| {
@@ -400,7 +394,8 @@ descriptors:
   - key: PATH
     rate_limit: { unit: second, requests_per_unit: 100000 }
 ";
-    let (lab, program) = lab!();
+    redis_or_skip!();
+    let (lab, program) = lab_and_envoy!();
     let site = Site::new(&lab);
     let overlay = overlay(&[("PATH", None)], "local");
     let files = [("productpage.yaml", FILE), ("fleet.yaml", &*overlay)];

@@ -16,7 +16,7 @@ use weir_tests::{
     agent::{Agent, eventually},
     raw::{Wire, syn},
     redis::{Server, available_or_skip},
-    rls,
+    redis_or_skip, rls,
     site::{self, Side, addresses, ask, ask_in_vain, node_file, run, serve, stack_counter},
 };
 
@@ -89,9 +89,7 @@ fn is_admitted(agent_in: &Namespace) -> bool {
 }
 
 fn connections_and_requests_spend_one_budget_of_the_fleet(lab: &Lab, side: Side) {
-    if !available_or_skip("connections_and_requests_spend_one_budget_of_the_fleet") {
-        return;
-    }
+    redis_or_skip!();
     let redis = Server::start();
     let site = Site { lab, redis: &redis };
     let node = lab.node("node").unwrap();
@@ -130,9 +128,7 @@ fn connections_and_requests_spend_one_budget_of_the_fleet(lab: &Lab, side: Side)
 #[test]
 fn nodes_spend_one_budget() {
     const LIMIT: u64 = 25;
-    if !available_or_skip("nodes_spend_one_budget") {
-        return;
-    }
+    redis_or_skip!();
     let (labs, redis) = ([lab!(), lab!()], Server::start());
     let pairs = labs.each_ref().map(Pair::new);
     let parts = pairs.each_ref().map(|pair| {
@@ -155,9 +151,7 @@ fn nodes_spend_one_budget() {
 fn a_flood_that_waits_is_bounded() {
     const LIMIT: u64 = 7;
     const SYNS: u64 = 1000;
-    if !available_or_skip("a_flood_that_waits_is_bounded") {
-        return;
-    }
+    redis_or_skip!();
     let (lab, redis) = (lab!(), Server::start());
     let pair = Pair::new(&lab);
     let agent = pair.agent(&redis, LIMIT, "deny");
@@ -190,9 +184,7 @@ fn a_flood_that_waits_is_bounded() {
 /// A SYN with much data in it does not fit into what is handed up.
 #[test]
 fn a_syn_that_cannot_be_sent_again_is_left_to_its_client() {
-    if !available_or_skip("a_syn_that_cannot_be_sent_again_is_left_to_its_client") {
-        return;
-    }
+    redis_or_skip!();
     let (lab, redis) = (lab!(), Server::start());
     let pair = Pair::new(&lab);
     let agent = pair.agent(&redis, 7, "deny");
@@ -213,9 +205,7 @@ fn a_syn_that_cannot_be_sent_again_is_left_to_its_client() {
 /// A frame's VLAN stands beside the packet where it enters a machine; sent once more it would be without.
 #[test]
 fn a_syn_with_a_tag_is_left_to_its_client() {
-    if !available_or_skip("a_syn_with_a_tag_is_left_to_its_client") {
-        return;
-    }
+    redis_or_skip!();
     let (lab, redis) = (lab!(), Server::start());
     let pair = Pair::new(&lab);
     let (client, machine) = (&pair.client, pair.node.namespace());
@@ -278,9 +268,7 @@ fn without_the_store_all_are_admitted_if_the_quota_says_so() {
 /// A dead agent asks nobody: what it leased is spent, and then the quota's policy decides.
 #[test]
 fn what_a_dead_agent_leased_is_spent() {
-    if !available_or_skip("what_a_dead_agent_leased_is_spent") {
-        return;
-    }
+    redis_or_skip!();
     let (lab, redis) = (lab!(), Server::start());
     let pair = Pair::new(&lab);
     let (client, to, _server) = (&pair.client, pair.to(), serve(&pair.web, &[80]));

@@ -7,7 +7,7 @@ use weir::lab::Lab;
 use weir_tests::{
     agent::{Agent, eventually},
     raw::{Answer, Says, Wire, syn},
-    redis,
+    redis, redis_or_skip,
     site::{Side, serve},
     vm,
 };
@@ -21,9 +21,7 @@ const SYNS: u16 = 8;
 
 #[test]
 fn syns_that_wait_for_the_store_are_sent_once_more() {
-    if !redis::available_or_skip("handups::syns_that_wait_for_the_store_are_sent_once_more") {
-        return;
-    }
+    redis_or_skip!();
     inside!(|| {
         for side in [Side::Host, Side::Pod] {
             let (lab, redis) = (Lab::new().unwrap(), redis::Server::start());
