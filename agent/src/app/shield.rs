@@ -50,8 +50,10 @@ impl Seen {
 pub(super) enum Turn {
     /// The shield goes up.
     Up,
-    /// It comes down.
+    /// It comes down, after a calm.
     Down,
+    /// It comes down, while the flood goes on: it costs more than it saves.
+    TooDear,
 }
 
 /// The shield of one interface.
@@ -105,9 +107,16 @@ impl Shield {
         self.is_up() || self.flood(seen) >= terms.above
     }
 
+    /// Whether it stays down although there is a flood, because it would cost more than it saves.
+    pub(super) fn is_too_dear(self, seen: Seen, terms: Terms) -> bool {
+        let flood = self.flood(seen);
+        !self.is_up() && flood >= terms.above && flood - seen.price() < terms.above
+    }
+
     /// Takes in what is sent and refused now.
     pub(super) fn look(&mut self, seen: Seen, terms: Terms, now_ns: u64) -> Option<Turn> {
-        let saves = self.flood(seen) - seen.price();
+        let flood = self.flood(seen);
+        let saves = flood - seen.price();
         match self {
             Self::Down { looks, rests_until_ns } => {
                 let pays = saves >= terms.above && now_ns >= *rests_until_ns;
@@ -132,7 +141,7 @@ impl Shield {
                 // than it saved.
                 let rest_ns = if *was_of_use { 0 } else { terms.calm_ns.saturating_mul(REST) };
                 *self = Self::Down { looks: 0, rests_until_ns: now_ns.saturating_add(rest_ns) };
-                Some(Turn::Down)
+                Some(if flood < terms.above * CALM { Turn::Down } else { Turn::TooDear })
             }
         }
     }
@@ -202,9 +211,11 @@ mod tests {
             looks(&mut Shield::default(), flood(5000.0 * SYN + 4001.0 * BYTES_OF_A_SYN)),
             None
         );
+        let dear = |bytes| Shield::default().is_too_dear(flood(bytes), TERMS);
+        assert_eq!([0.0, 100e6].map(dear), [false, true]);
         let up = |bytes| Seen { sent: 0.0, shielded: 5000.0, refused: 0.0, bytes };
         assert_eq!(looks(&mut { Shield::INHERITED }, up(5000.0 * SYN)), None);
-        let down = Some((30, Turn::Down));
+        let down = Some((30, Turn::TooDear));
         assert_eq!(looks(&mut { Shield::INHERITED }, up(100e6)), down);
     }
 
@@ -241,7 +252,7 @@ mod tests {
                         prop_assert!(rates[second - 1..=second].iter().all(|rate| *rate >= 1000.0));
                         up_since = Some(second);
                     }
-                    Turn::Down => {
+                    Turn::Down | Turn::TooDear => {
                         let since = up_since.take();
                         prop_assert!(since.is_some_and(|since| second > since + 30));
                         prop_assert!(rates[second - 30..=second].iter().all(|rate| *rate < 500.0));

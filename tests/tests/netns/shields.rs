@@ -171,6 +171,8 @@ fn a_pod_that_sends_much_else_has_no_shield() {
     });
     assert!(late() >= 2000, "{} were refused", late());
     assert_eq!(raised(), 0.0);
+    let is_told = |what: &str| agent.log().contains(what);
+    assert!(is_told("a shield would cost more than it saves"), "{}", agent.log());
     let flood = || {
         scene.flood(1000, 1000, Some(4000));
         raised()
@@ -184,6 +186,7 @@ fn a_pod_that_sends_much_else_has_no_shield() {
         };
         eventually("the shield is down", flood, Vec::is_empty);
     });
+    assert!(is_told("its shield costs more than it saves"), "{}", agent.log());
 }
 
 #[test]

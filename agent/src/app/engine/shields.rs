@@ -41,6 +41,8 @@ struct End {
     flood: f64,
     /// Bytes that the workload has sent, and when they were read; while that matters.
     bytes: Option<(u64, u64)>,
+    /// Whether it was told that a shield would cost more than it saves.
+    is_too_dear: bool,
 }
 
 impl End {
@@ -83,6 +85,7 @@ impl Shields {
                 shield: if inherited { Shield::INHERITED } else { Shield::default() },
                 flood: 0.0,
                 bytes: None,
+                is_too_dear: false,
             });
             let is_up = match mode {
                 ShieldMode::Auto => end.shield.is_up(),
@@ -150,6 +153,17 @@ impl Engine {
             let mut seen = seen_of(end);
             seen.bytes = end.bytes_since(bytes.get(index).copied(), now_ns);
             end.flood = end.shield.flood(seen);
+            let is_too_dear = end.shield.is_too_dear(seen, terms);
+            if is_too_dear && !end.is_too_dear {
+                info!(
+                    interface = end.interface,
+                    refused_per_second = end.flood,
+                    bytes_per_second = seen.bytes,
+                    "its workload floods others of this node, and sends so much else that a shield would \
+                     cost more than it saves: TC refuses alone"
+                );
+            }
+            end.is_too_dear = is_too_dear;
             if let Some(turn) = end.shield.look(seen, terms, now_ns) {
                 turns.push((end.workload, end.interface.clone(), end.flood, turn));
             }
@@ -196,6 +210,19 @@ impl Engine {
                     "it is calm: its shield comes down"
                 );
                 (Cause::ShieldDown, format!("is calm: XDP is gone from {interface}"))
+            }
+            Turn::TooDear => {
+                info!(
+                    workload = known.name,
+                    interface,
+                    refused_per_second = flood,
+                    "it sends so much else that its shield costs more than it saves: it comes down"
+                );
+                let note = format!(
+                    "sends so much else that XDP at {interface} costs more than it saves, and is gone: TC \
+                     refuses alone"
+                );
+                (Cause::ShieldDown, note)
             }
         };
         if let Some(pod) = object(known) {
